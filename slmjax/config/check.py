@@ -1,0 +1,30 @@
+"""Checks shared by the config dataclasses: each names the field, what was expected and what was got."""
+
+from typing import Any
+
+
+def require(condition: bool, owner: Any, message: str) -> None:
+    """Raises ValueError("<ClassName>: <message>") unless `condition` holds."""
+    if not condition:
+        raise ValueError(f"{type(owner).__name__}: {message}")
+
+
+def positive(owner: Any, *names: str) -> None:
+    """Requires that each named field is greater than zero; None means the field is off and passes."""
+    for name in names:
+        value = getattr(owner, name)
+        require(value is None or value > 0, owner, f"{name} must be greater than 0, got {value!r}")
+
+
+def fraction(owner: Any, *names: str) -> None:
+    """Requires that each named field lies in [0, 1]."""
+    for name in names:
+        value = getattr(owner, name)
+        require(0 <= value <= 1, owner, f"{name} must lie between 0 and 1, got {value!r}")
+
+
+def not_negative(owner: Any, *names: str) -> None:
+    """Requires that each named field is at least zero."""
+    for name in names:
+        value = getattr(owner, name)
+        require(value >= 0, owner, f"{name} must not be negative, got {value!r}")

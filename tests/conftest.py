@@ -1,0 +1,8 @@
+"""Eight CPU devices, strict rank promotion and no persistent compilation cache, for every test."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("WANDB_MODE", "offline")
