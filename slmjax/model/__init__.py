@@ -1,0 +1,21 @@
+"""The decoder: `init`, `apply`, `logits`, `specs`, `make_cache`, and accounting from the config alone."""
+
+from slmjax.model.accounting import count_parameters, flops_per_token
+from slmjax.model.cache import make_cache
+from slmjax.model.initialise import init
+from slmjax.model.spec import ParamSpec
+from slmjax.model.transformer import Output, Params, apply, logits, specs, table
+
+__all__ = [
+    "Output",
+    "ParamSpec",
+    "Params",
+    "apply",
+    "count_parameters",
+    "flops_per_token",
+    "init",
+    "logits",
+    "make_cache",
+    "specs",
+    "table",
+]

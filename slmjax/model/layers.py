@@ -1,0 +1,276 @@
+"""The parts of a layer. Modules hold weights and apply themselves; they know logical axis names, never a mesh.
+
+Flax NNX is used as a class system only (docs/decisions/0001): modules are built abstractly for their structure, and
+given values by `nnx.merge` inside the forward pass, so that every transformation is JAX's own.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from slmjax import axes
+from slmjax.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    LayerNormConfig,
+    MoEConfig,
+    NormConfig,
+    RMSNormConfig,
+)
+from slmjax.model.cache import LayerCache, update
+from slmjax.ops.activation import activate
+from slmjax.ops.attention import attention
+from slmjax.ops.grouped_matmul import moe_feed_forward
+from slmjax.ops.mask import AttentionMask
+from slmjax.ops.norm import layer_norm, rms_norm
+from slmjax.ops.rope import apply_rope, rope_frequencies
+from slmjax.ops.routing import route
+
+
+def param(shape: tuple[int, ...], *logical_axes: str) -> nnx.Param:
+    """A weight to be: its values come from model/initialise.py or a checkpoint."""
+    return nnx.Param(jnp.zeros(shape), logical_axes=logical_axes)
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares.
+
+    Attributes:
+      positions_BT: position of each token in its document (or, with a cache, in the sequence), for RoPE.
+      documents_BT: document of each token, 0 for padding; None is one document a row.
+      implementation: of attention.
+      cached: whether layers read and write a cache.
+    """
+
+    positions_BT: jax.Array
+    documents_BT: jax.Array | None
+    implementation: str
+    cached: bool
+
+
+class Routing(NamedTuple):
+    """What a mixture of experts reports: its weighted auxiliary loss (a mean over tokens) and tokens per expert."""
+
+    loss: jax.Array
+    load_E: jax.Array
+
+
+class Norm(nnx.Module):
+    """RMS norm or layer norm over the last dimension."""
+
+    def __init__(self, config: NormConfig, width: int):
+        self.config = config
+        if config.learned:
+            # A gain stored as offset from one starts at zero; its name tells the initialiser.
+            name = "gain_offset_D" if isinstance(config, RMSNormConfig) and config.offset else "gain_D"
+            setattr(self, name, param((width,), axes.NORM))
+        if isinstance(config, LayerNormConfig) and config.bias:
+            self.b_D = param((width,), axes.NORM)
+
+    def __call__(self, x_D: jax.Array) -> jax.Array:
+        """Normalises `x_D`; statistics in float32."""
+        if isinstance(self.config, LayerNormConfig):
+            gain_D = self.gain_D[...] if self.config.learned else None
+            return layer_norm(x_D, gain_D, self.b_D[...] if self.config.bias else None, eps=self.config.eps)
+        if not self.config.learned:
+            return rms_norm(x_D, None, eps=self.config.eps)
+        gain_D = self.gain_offset_D[...] if self.config.offset else self.gain_D[...]
+        return rms_norm(x_D, gain_D, eps=self.config.eps, offset=self.config.offset)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with RoPE, QK-norm, window, softcap and sinks as its config says."""
+
+    def __init__(self, config: AttentionConfig, width: int):
+        self.config = config
+        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+        self.w_q_DNH = param((width, N, H), axes.EMBED, axes.HEADS, axes.HEAD_DIM)
+        self.w_k_DKH = param((width, K, H), axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
+        self.w_v_DKH = param((width, K, H), axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM)
+        self.w_o_NHD = param((N, H, width), axes.HEADS, axes.HEAD_DIM, axes.EMBED)
+        if config.qkv_bias:
+            self.b_q_NH = param((N, H), axes.HEADS, axes.HEAD_DIM)
+            self.b_k_KH = param((K, H), axes.KV_HEADS, axes.HEAD_DIM)
+            self.b_v_KH = param((K, H), axes.KV_HEADS, axes.HEAD_DIM)
+        if config.out_bias:
+            self.b_o_D = param((width,), axes.NORM)
+        if config.qk_norm is not None:
+            full = config.qk_norm_over == "full"
+            self.q_norm = Norm(config.qk_norm, N * H if full else H)
+            self.k_norm = Norm(config.qk_norm, K * H if full else H)
+        if config.sinks:
+            self.sinks_N = param((N,), axes.HEADS)
+
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: LayerCache | None
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Returns the branch's output and the cache with this call's keys and values in it."""
+        config = self.config
+        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.w_q_DNH[...])
+        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.w_k_DKH[...])
+        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.w_v_DKH[...])
+        if config.qkv_bias:
+            q_BTNH = q_BTNH + self.b_q_NH[...].astype(q_BTNH.dtype)[None, None]
+            k_BTKH = k_BTKH + self.b_k_KH[...].astype(k_BTKH.dtype)[None, None]
+            v_BTKH = v_BTKH + self.b_v_KH[...].astype(v_BTKH.dtype)[None, None]
+        if config.qk_norm is not None:
+            q_BTNH, k_BTKH = self._normalise(self.q_norm, q_BTNH), self._normalise(self.k_norm, k_BTKH)
+        if config.rope is not None:
+            frequencies = rope_frequencies(config.head_dim, config.rope)
+            q_BTNH = apply_rope(q_BTNH, context.positions_BT, frequencies)
+            k_BTKH = apply_rope(k_BTKH, context.positions_BT, frequencies)
+        if cache is None:
+            mask = AttentionMask(
+                causal=True,
+                window=config.window,
+                q_documents_BT=context.documents_BT,
+                k_documents_BS=context.documents_BT,
+            )
+            k_BSKH, v_BSKH = k_BTKH, v_BTKH
+        else:
+            cache = update(cache, k_BTKH, v_BTKH, context.positions_BT)
+            mask = AttentionMask(causal=True, window=config.window, q_index_BT=context.positions_BT)
+            k_BSKH, v_BSKH = cache.k_BSKH, cache.v_BSKH
+        y_BTNH = attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            mask,
+            scale=config.head_dim**-0.5 if config.scale is None else config.scale,
+            softcap=config.softcap,
+            sinks_N=self.sinks_N[...] if config.sinks else None,
+            implementation=context.implementation,
+        )
+        y_BTD = jnp.einsum("BTNH,NHD->BTD", y_BTNH, self.w_o_NHD[...])
+        if config.out_bias:
+            y_BTD = y_BTD + self.b_o_D[...].astype(y_BTD.dtype)[None, None]
+        return y_BTD, cache
+
+    def _normalise(self, norm: Norm, x_BTNH: jax.Array) -> jax.Array:
+        if self.config.qk_norm_over == "head":
+            return norm(x_BTNH)
+        return norm(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)
+
+
+class FeedForward(nnx.Module):
+    """Gated or plain two-matrix feed-forward."""
+
+    def __init__(self, config: FeedForwardConfig, width: int):
+        self.config = config
+        F = config.hidden
+        self.w_up_DF = param((width, F), axes.EMBED, axes.MLP)
+        self.w_down_FD = param((F, width), axes.MLP, axes.EMBED)
+        if config.gated:
+            self.w_gate_DF = param((width, F), axes.EMBED, axes.MLP)
+        if config.bias:
+            self.b_up_F = param((F,), axes.MLP)
+            self.b_down_D = param((width,), axes.NORM)
+            if config.gated:
+                self.b_gate_F = param((F,), axes.MLP)
+
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
+        """Returns the branch's output; the second value is a mixture's report, None here."""
+        up_BTF = self._project(x_BTD, self.w_up_DF, "b_up_F")
+        if self.config.gated:
+            h_BTF = activate(self.config.activation, self._project(x_BTD, self.w_gate_DF, "b_gate_F")) * up_BTF
+        else:
+            h_BTF = activate(self.config.activation, up_BTF)
+        return self._project(h_BTF, self.w_down_FD, "b_down_D"), None
+
+    def _project(self, x: jax.Array, weight: nnx.Param, bias: str) -> jax.Array:
+        y = x @ weight[...]
+        return y + getattr(self, bias)[...].astype(y.dtype)[None, None] if self.config.bias else y
+
+
+class MoE(nnx.Module):
+    """Dropless top-k mixture of experts, with an expert shared by all tokens if the config asks for one."""
+
+    def __init__(self, config: MoEConfig, width: int):
+        self.config = config
+        E, F = config.num_experts, config.hidden
+        self.router_DE = param((width, E), axes.EMBED, axes.EXPERT)
+        self.w_up_EDF = param((E, width, F), axes.EXPERT, axes.EMBED, axes.MLP)
+        self.w_down_EFD = param((E, F, width), axes.EXPERT, axes.MLP, axes.EMBED)
+        if config.gated:
+            self.w_gate_EDF = param((E, width, F), axes.EXPERT, axes.EMBED, axes.MLP)
+        if config.balance_bias_rate:
+            self.balance_bias_E = param((E,), axes.EXPERT)
+        if config.shared_hidden:
+            shared = FeedForwardConfig(hidden=config.shared_hidden, activation=config.activation, gated=config.gated)
+            self.shared = FeedForward(shared, width)
+
+    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Routing]:
+        """Returns the branch's output, and the router's auxiliary loss and load."""
+        config = self.config
+        x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
+        # The router runs in float32: a rounded score picks another expert (Switch Transformer, section 2.4).
+        logits_XE = x_XD.astype(jnp.float32) @ self.router_DE[...]
+        routed = route(
+            logits_XE,
+            config,
+            balance_bias_E=self.balance_bias_E[...] if config.balance_bias_rate else None,
+            valid_X=None if context.documents_BT is None else context.documents_BT.reshape(-1) > 0,
+        )
+        y_XD = moe_feed_forward(
+            x_XD,
+            routed.ids_XK,
+            routed.weights_XK,
+            w_up_EDF=self.w_up_EDF[...],
+            w_gate_EDF=self.w_gate_EDF[...] if config.gated else None,
+            w_down_EFD=self.w_down_EFD[...],
+            activation=config.activation,
+        )
+        y_BTD = y_XD.reshape(x_BTD.shape) * config.routed_scale
+        if config.shared_hidden:
+            y_BTD = y_BTD + self.shared(x_BTD, context)[0]
+        loss = config.balance_loss * routed.balance_loss + config.router_z_loss * routed.router_z
+        return y_BTD, Routing(loss, routed.load_E)
+
+
+def feed_forward(config: FeedForwardConfig | MoEConfig, width: int) -> FeedForward | MoE:
+    """Builds the module that `config` describes."""
+    return MoE(config, width) if isinstance(config, MoEConfig) else FeedForward(config, width)
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward on the residual stream.
+
+    With `own_feed_forward = False` the feed-forward is another module, shared by all layers, and is given to the call.
+    """
+
+    def __init__(self, config: LayerConfig, width: int, *, own_feed_forward: bool = True):
+        self.config = config
+        self.mixer = Attention(config.mixer, width)
+        if own_feed_forward:
+            self.feed_forward = feed_forward(config.feed_forward, width)
+        if config.norm_placement in ("pre", "sandwich"):
+            self.mixer_norm = Norm(config.norm, width)
+            if not config.parallel:
+                self.feed_forward_norm = Norm(config.norm, width)
+        if config.norm_placement in ("post", "sandwich"):
+            self.mixer_out_norm = Norm(config.norm, width)
+            self.feed_forward_out_norm = Norm(config.norm, width)
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        context: Context,
+        cache: LayerCache | None = None,
+        shared_feed_forward: FeedForward | MoE | None = None,
+    ) -> tuple[jax.Array, LayerCache | None, Routing | None]:
+        """Returns the residual stream after the layer, the updated cache and the mixture's report."""
+        config = self.config
+        feed_forward = shared_feed_forward or self.feed_forward
+        before, after = config.norm_placement in ("pre", "sandwich"), config.norm_placement in ("post", "sandwich")
+        h_BTD = self.mixer_norm(x_BTD) if before else x_BTD
+        y_BTD, cache = self.mixer(h_BTD, context, cache)
+        y_BTD = (self.mixer_out_norm(y_BTD) if after else y_BTD) * config.residual_scale
+        if not config.parallel:
+            x_BTD = x_BTD + y_BTD
+            h_BTD = self.feed_forward_norm(x_BTD) if before else x_BTD
+        z_BTD, routing = feed_forward(h_BTD, context)
+        z_BTD = (self.feed_forward_out_norm(z_BTD) if after else z_BTD) * config.residual_scale
+        return (x_BTD + y_BTD + z_BTD if config.parallel else x_BTD + z_BTD), cache, routing
