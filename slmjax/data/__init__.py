@@ -1,0 +1,1 @@
+"""Training-time input: tokenizers, token stores, conversations, packing, mixtures and the loader."""

@@ -1,0 +1,372 @@
+"""Token stores: documents as memory-mapped token ids with offsets, one directory each (docs/architecture.md)."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slmjax.data.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+_METADATA = "metadata.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardMetadata:
+    """One shard: the name its files begin with, counts, and the sha256 of each file by the rest of its name."""
+
+    name: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    sha256: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreMetadata:
+    """metadata.json. `num_bytes` are the UTF-8 bytes of the text that is learned."""
+
+    format_version: int
+    dtype: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    tokenizer_sha256: str
+    vocab_size: int
+    config_sha256: str
+    with_weights: bool
+    shards: tuple[ShardMetadata, ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> "StoreMetadata":
+        """Reads what `to_json` wrote; KeyError, TypeError or ValueError for anything else."""
+        fields = json.loads(text)
+        return cls(**{**fields, "shards": tuple(ShardMetadata(**shard) for shard in fields["shards"])})
+
+    def to_json(self) -> str:
+        """Text of metadata.json."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+
+class TokenStoreWriter:
+    """Writes a store, one document at a time; a context manager that throws the partial store away on an exception.
+
+    Files grow in a directory `.<name>.partial` beside `path`, which `close` renames, so `path` is whole or absent.
+
+    Args:
+      path: directory to make; it must not exist, or be empty.
+      tokenizer_sha256: `Tokenizer.sha256`.
+      vocab_size: ids are below it; uint16 is used up to 65,536.
+      config_sha256: of the config that made the documents.
+      with_weights: whether every document comes with a 0 or 1 for each token.
+      shard_tokens: a shard is closed when it holds this many tokens; documents are never split.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        tokenizer_sha256: str,
+        vocab_size: int,
+        config_sha256: str,
+        with_weights: bool = False,
+        shard_tokens: int = 1 << 29,
+    ):
+        self._path = _expand(path)
+        if self._path.exists() and any(self._path.iterdir()):
+            raise ValueError(f"{self._path} exists and is not empty; remove it or choose another directory")
+        self._partial = self._path.with_name(f".{self._path.name}.partial")
+        shutil.rmtree(self._partial, ignore_errors=True)  # of a writer that was killed
+        self._partial.mkdir(parents=True)
+        self._dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self._vocab_size = vocab_size
+        self._identity = {"tokenizer_sha256": tokenizer_sha256, "config_sha256": config_sha256}
+        self._with_weights = with_weights
+        self._shard_tokens = shard_tokens
+        self._shards: list[ShardMetadata] = []
+        self._open_shard()
+
+    def __enter__(self) -> "TokenStoreWriter":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        if error_type is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _open_shard(self) -> None:
+        prefix = self._partial / f"{len(self._shards):05d}"
+        self._tokens_file = open(f"{prefix}.tokens.bin", "wb")  # noqa: SIM115 (closed by _close_shard)
+        self._weights_file = open(f"{prefix}.weights.bin", "wb") if self._with_weights else None  # noqa: SIM115
+        self._offsets, self._bytes = [0], []
+
+    def add(self, ids: Sequence[int] | np.ndarray, num_bytes: int, weights: Sequence[int] | np.ndarray | None = None):
+        """Adds a document: all of its ids, bos and eos included, and the UTF-8 bytes of its learned text.
+
+        Raises:
+          ValueError: an id outside the vocabulary, no ids, or weights missing, unwanted or of another length.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise ValueError(f"a document needs at least one token, in one dimension; got shape {ids.shape}")
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            raise ValueError(f"ids must lie in [0, {self._vocab_size}), got {ids.min()} to {ids.max()}")
+        if (weights is not None) != self._with_weights:
+            raise ValueError(f"weights must {'' if self._with_weights else 'not '}be given: with_weights is fixed")
+        if weights is not None and self._weights_file is not None:
+            weights = np.asarray(weights)
+            if weights.shape != ids.shape or not np.isin(weights, (0, 1)).all():
+                raise ValueError(f"weights must be {len(ids)} times 0 or 1, got shape {weights.shape}")
+            self._weights_file.write(weights.astype(np.uint8).tobytes())
+        self._tokens_file.write(ids.astype(self._dtype).tobytes())
+        self._offsets.append(self._offsets[-1] + len(ids))
+        self._bytes.append(num_bytes)
+        if self._offsets[-1] >= self._shard_tokens:
+            self._close_shard()
+            self._open_shard()
+
+    def _close_shard(self) -> None:
+        name = f"{len(self._shards):05d}"
+        prefix = self._partial / name
+        suffixes = ["tokens.bin", "offsets.npy", "bytes.npy"]
+        self._close_file(self._tokens_file)
+        if self._weights_file is not None:
+            self._close_file(self._weights_file)
+            suffixes.append("weights.bin")
+        for suffix, values in (("offsets.npy", self._offsets), ("bytes.npy", self._bytes)):
+            with open(f"{prefix}.{suffix}", "wb") as file:
+                np.save(file, np.asarray(values, dtype=np.int64))
+                self._close_file(file)
+        if len(self._bytes) == 0:
+            for suffix in suffixes:
+                os.remove(f"{prefix}.{suffix}")
+            return
+        self._shards.append(
+            ShardMetadata(
+                name=name,
+                num_tokens=self._offsets[-1],
+                num_documents=len(self._bytes),
+                num_bytes=sum(self._bytes),
+                sha256={suffix: _sha256(Path(f"{prefix}.{suffix}")) for suffix in suffixes},
+            )
+        )
+
+    @staticmethod
+    def _close_file(file) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+
+    def close(self) -> StoreMetadata:
+        """Writes what is left and the metadata, and puts the store in its place."""
+        self._close_shard()
+        metadata = StoreMetadata(
+            format_version=FORMAT_VERSION,
+            dtype=self._dtype.name,
+            num_tokens=sum(shard.num_tokens for shard in self._shards),
+            num_documents=sum(shard.num_documents for shard in self._shards),
+            num_bytes=sum(shard.num_bytes for shard in self._shards),
+            vocab_size=self._vocab_size,
+            with_weights=self._with_weights,
+            shards=tuple(self._shards),
+            **self._identity,
+        )
+        with open(self._partial / _METADATA, "w", encoding="utf-8") as file:
+            file.write(metadata.to_json())
+            self._close_file(file)
+        self._partial.replace(self._path)
+        return metadata
+
+    def abort(self) -> None:
+        """Throws away what was written."""
+        self._tokens_file.close()
+        if self._weights_file is not None:
+            self._weights_file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+class TokenStore:
+    """A store on disk, read through memory maps; cheap to open, to pickle and to share between threads.
+
+    Positions count tokens over all shards in order, documents likewise.
+
+    Attributes:
+      path: its directory.
+      metadata: its counts and hashes.
+    """
+
+    def __init__(self, path: Path, metadata: StoreMetadata):
+        self.path = path
+        self.metadata = metadata
+        self._token_bounds = _bounds(shard.num_tokens for shard in metadata.shards)
+        self._document_bounds = _bounds(shard.num_documents for shard in metadata.shards)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> "TokenStore":
+        """Opens a store and compares the sizes of its files with its metadata; ~ and environment variables expand.
+
+        Raises:
+          ValueError: no store, one of another format version, or a file that is missing or not of its size.
+        """
+        path = _expand(path)
+        try:
+            text = (path / _METADATA).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"{path} is not a token store: cannot read {_METADATA} ({error.strerror})") from error
+        try:
+            version = json.loads(text)["format_version"]
+            if version != FORMAT_VERSION:
+                raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}; make the store again")
+            metadata = StoreMetadata.from_json(text)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path / _METADATA} cannot be used: {error}") from error
+        store = cls(path, metadata)
+        for shard in metadata.shards:
+            store._check_sizes(shard)
+        return store
+
+    def _check_sizes(self, shard: ShardMetadata) -> None:
+        expected = {"tokens.bin": shard.num_tokens * np.dtype(self.metadata.dtype).itemsize}
+        if self.metadata.with_weights:
+            expected["weights.bin"] = shard.num_tokens
+        for suffix, num_values in (("offsets.npy", shard.num_documents + 1), ("bytes.npy", shard.num_documents)):
+            expected[suffix] = 128 + 8 * num_values  # numpy pads the header of a short one-dimensional array to 128
+        for suffix, size in expected.items():
+            file = self.path / f"{shard.name}.{suffix}"
+            got = file.stat().st_size if file.exists() else None
+            if got != size:
+                state = "is missing" if got is None else f"has {got} bytes"
+                raise ValueError(f"{file} {state}, expected {size} bytes; the store is damaged, make it again")
+
+    def verify(self) -> None:
+        """Reads every file and compares its sha256. Raises ValueError naming the first that differs."""
+        for shard in self.metadata.shards:
+            for suffix, expected in shard.sha256.items():
+                file = self.path / f"{shard.name}.{suffix}"
+                if _sha256(file) != expected:
+                    raise ValueError(
+                        f"{file} does not have the sha256 of {_METADATA}; the store is damaged, make it again"
+                    )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all documents, bos and eos included."""
+        return self.metadata.num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of all shards."""
+        return self.metadata.num_documents
+
+    @functools.cached_property
+    def _maps(self) -> dict[str, list[np.ndarray]]:
+        """Arrays of each kind of file, one a shard."""
+        prefixes = [self.path / shard.name for shard in self.metadata.shards]
+        maps = {
+            "tokens": [np.memmap(f"{prefix}.tokens.bin", dtype=self.metadata.dtype, mode="r") for prefix in prefixes],
+            "offsets": [np.load(f"{prefix}.offsets.npy", mmap_mode="r") for prefix in prefixes],
+            "bytes": [np.load(f"{prefix}.bytes.npy", mmap_mode="r") for prefix in prefixes],
+        }
+        if self.metadata.with_weights:
+            maps["weights"] = [np.memmap(f"{prefix}.weights.bin", dtype=np.uint8, mode="r") for prefix in prefixes]
+        return {kind: [np.asarray(array) for array in arrays] for kind, arrays in maps.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Ids at positions [start, stop), in the type of the store; shorter where the store ends."""
+        return self._slice("tokens", start, stop, self._token_bounds)
+
+    def weights(self, start: int, stop: int) -> np.ndarray:
+        """Whether each token at [start, stop) is learned, uint8; ones for a store without weights."""
+        if self.metadata.with_weights:
+            return self._slice("weights", start, stop, self._token_bounds)
+        return np.ones(max(0, min(stop, self.num_tokens) - start), np.uint8)
+
+    def document(self, index: int) -> np.ndarray:
+        """Ids of one document."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f"document {index} of {self.num_documents}")
+        shard, index = self._locate(index, self._document_bounds)
+        offsets = self._maps["offsets"][shard]
+        return self._maps["tokens"][shard][offsets[index] : offsets[index + 1]]
+
+    def document_of(self, position: int) -> int:
+        """The document that holds the token at `position`."""
+        if not 0 <= position < self.num_tokens:
+            raise IndexError(f"position {position} of {self.num_tokens}")
+        shard, position = self._locate(position, self._token_bounds)
+        inside = int(np.searchsorted(self._maps["offsets"][shard], position, side="right")) - 1
+        return self._document_bounds[shard] + inside
+
+    def starts(self, first: int, last: int) -> np.ndarray:
+        """Positions where documents [first, last) start, int64; document `num_documents` starts at the end."""
+        pieces = []
+        for shard, base in enumerate(self._token_bounds[:-1]):
+            low, high = (min(max(i - self._document_bounds[shard], 0), self._num_in(shard)) for i in (first, last))
+            if low < high:
+                pieces.append(self._maps["offsets"][shard][low:high] + base)
+        if last > self.num_documents:
+            pieces.append(np.array([self.num_tokens], np.int64))
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+    def _num_in(self, shard: int) -> int:
+        return self.metadata.shards[shard].num_documents
+
+    @property
+    def document_starts(self) -> np.ndarray:
+        """Where every document starts and, last, where the store ends: int64, num_documents + 1."""
+        return self.starts(0, self.num_documents + 1)
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of the learned text of every document, int64."""
+        return np.concatenate([np.zeros(0, np.int64), *self._maps["bytes"]])
+
+    @staticmethod
+    def _locate(index: int, bounds: list[int]) -> tuple[int, int]:
+        shard = int(np.searchsorted(bounds, index, side="right")) - 1
+        return shard, index - bounds[shard]
+
+    def _slice(self, kind: str, start: int, stop: int, bounds: list[int]) -> np.ndarray:
+        arrays = self._maps[kind]
+        pieces = [
+            array[max(start - base, 0) : stop - base]
+            for array, base in zip(arrays, bounds, strict=False)
+            if start < base + len(array) and stop > base
+        ]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate([np.zeros(0, self.metadata.dtype if kind == "tokens" else np.uint8), *pieces])
+
+
+def check_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:
+    """Raises ValueError unless `store` was written with `tokenizer`."""
+    if store.metadata.tokenizer_sha256 != tokenizer.sha256:
+        raise ValueError(
+            f"{store.path} was written with the tokenizer {store.metadata.tokenizer_sha256}, the run's tokenizer is "
+            f"{tokenizer.sha256} (sha256 of the model files); give the tokenizer of the store, or tokenise again"
+        )
+
+
+def _bounds(counts) -> list[int]:
+    return [0, *itertools.accumulate(counts)]
+
+
+def _expand(path: str | os.PathLike) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
