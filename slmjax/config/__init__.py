@@ -28,6 +28,24 @@ from slmjax.config.optim import (
     WarmupConfig,
     WSDScheduleConfig,
 )
+from slmjax.config.pipeline import (
+    CharacterFilterConfig,
+    ConversationFilesSourceConfig,
+    ExactDedupConfig,
+    ExistingTokenizerConfig,
+    FilesSourceConfig,
+    LengthFilterConfig,
+    LineFilterConfig,
+    MarkerFilterConfig,
+    NearDedupConfig,
+    NormaliseConfig,
+    PipelineConfig,
+    PythonFunctionsSourceConfig,
+    PythonLibrarySourceConfig,
+    RepetitionFilterConfig,
+    SplitConfig,
+    TrainTokenizerConfig,
+)
 from slmjax.config.run import (
     CheckpointConfig,
     EvalSetConfig,

@@ -17,10 +17,10 @@ def positive(owner: Any, *names: str) -> None:
 
 
 def fraction(owner: Any, *names: str) -> None:
-    """Requires that each named field lies in [0, 1]."""
+    """Requires that each named field lies in [0, 1]; None means the field is off and passes."""
     for name in names:
         value = getattr(owner, name)
-        require(0 <= value <= 1, owner, f"{name} must lie between 0 and 1, got {value!r}")
+        require(value is None or 0 <= value <= 1, owner, f"{name} must lie between 0 and 1, got {value!r}")
 
 
 def not_negative(owner: Any, *names: str) -> None:

@@ -1,0 +1,349 @@
+"""One offline data pipeline: sources, filters, deduplication, split, tokenizer and where the token stores go."""
+
+import dataclasses
+from typing import Literal
+
+from slmjax.config.check import fraction, not_negative, positive, require
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FilesSourceConfig:
+    """Text from files: every jsonl line, parquet row, or whole .txt, .md file is a document.
+
+    Attributes:
+      paths: files, directories (searched in depth), globs, or fsspec addresses of any of these; environment variables
+        and ~ are expanded.
+      name: of this source in identifiers and in the manifest.
+      format: "auto" goes by the extension (.jsonl, .ndjson, .parquet, .txt, .md, each but parquet also .gz and .zst);
+        the others read every file that way, whatever it is called.
+      text_field: field of the text in jsonl and parquet.
+      id_field: field that identifies a document, also on which side of the split it falls; None numbers the documents
+        of a file and splits by the hash of their text.
+      max_record_bytes: longer lines and files go to quarantine.
+    """
+
+    paths: tuple[str, ...]
+    name: str = "files"
+    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
+    text_field: str = "text"
+    id_field: str | None = None
+    max_record_bytes: int = 32 << 20
+
+    def __post_init__(self):
+        require(len(self.paths) > 0, self, "paths needs at least one file, directory, glob or address, got ()")
+        positive(self, "max_record_bytes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PythonLibrarySourceConfig:
+    """The modules of the running interpreter's own standard library; no download.
+
+    `include_tests` adds the test packages, about one and a half times the size of the rest.
+    """
+
+    name: str = "python"
+    include_tests: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConversationFilesSourceConfig:
+    """Conversations from jsonl or parquet.
+
+    A record with `messages_field` holds a list of {"role": "system" | "user" | "assistant", "content": text}; one
+    without it holds an instruction, perhaps an input that is appended to it, and an output. Equal first user turns fall
+    on the same side of the split.
+
+    Attributes:
+      paths: as in FilesSourceConfig.
+    """
+
+    paths: tuple[str, ...]
+    name: str = "conversations"
+    format: Literal["auto", "jsonl", "parquet"] = "auto"
+    messages_field: str = "messages"
+    instruction_field: str = "instruction"
+    input_field: str = "input"
+    output_field: str = "output"
+    max_record_bytes: int = 32 << 20
+
+    def __post_init__(self):
+        require(len(self.paths) > 0, self, "paths needs at least one file, directory, glob or address, got ()")
+        positive(self, "max_record_bytes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PythonFunctionsSourceConfig:
+    """Instruction pairs from the running interpreter's standard library: signature and docstring -> function.
+
+    A module's functions fall on the side of the split on which PythonLibrarySourceConfig puts the module, given the same
+    SplitConfig.
+
+    Attributes:
+      instruction: first line of every prompt.
+      max_prompt_chars: longer prompts (of which the first paragraph of the docstring is a part) are left out.
+      max_answer_chars: longer functions are left out.
+    """
+
+    name: str = "python_functions"
+    include_tests: bool = False
+    instruction: str = "Write a Python function."
+    max_prompt_chars: int = 600
+    max_answer_chars: int = 1200
+
+    def __post_init__(self):
+        positive(self, "max_prompt_chars", "max_answer_chars")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormaliseConfig:
+    r"""Cleans every text: line ends become \n, control characters other than tab and line feed go.
+
+    `unicode_form` is the Unicode normalisation, None for none.
+    """
+
+    unicode_form: Literal["NFC", "NFKC"] | None = "NFC"
+
+
+# In the filters, fields called min_* and max_* are thresholds: they decide and do not change what is measured, so that
+# changing them re-uses the measurements of an earlier run. None turns a rule off.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LengthFilterConfig:
+    """Bounds on the characters and on the whitespace-separated words of a document, both inclusive."""
+
+    min_chars: int | None = None
+    max_chars: int | None = None
+    min_words: int | None = None
+    max_words: int | None = None
+
+    def __post_init__(self):
+        positive(self, "min_chars", "max_chars", "min_words", "max_words")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LineFilterConfig:
+    """Rules on lines, empty ones not counted; the thresholds are those of StarCoder (arXiv:2305.06161) and Gopher.
+
+    Attributes:
+      max_mean_line_chars: mean length of a line.
+      max_line_chars: length of the longest line.
+      max_long_line_share: share of the characters in lines longer than `long_line_chars`.
+      max_bullet_line_share: share of lines that start with a bullet.
+      max_ellipsis_line_share: share of lines that end with an ellipsis.
+    """
+
+    max_mean_line_chars: float | None = None
+    max_line_chars: int | None = None
+    max_long_line_share: float | None = None
+    max_bullet_line_share: float | None = None
+    max_ellipsis_line_share: float | None = None
+    long_line_chars: int = 1000
+
+    def __post_init__(self):
+        positive(self, "max_mean_line_chars", "max_line_chars", "long_line_chars")
+        fraction(self, "max_long_line_share", "max_bullet_line_share", "max_ellipsis_line_share")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CharacterFilterConfig:
+    """Rules on the kinds of characters.
+
+    Attributes:
+      min_alphabetic_share: share of letters (of any script) among the characters that are not white space.
+      max_digit_share: share of ASCII digits among the same.
+      max_symbols_per_word: hash signs and ellipses for every word (Gopher, arXiv:2112.11446, table A1: 0.1).
+    """
+
+    min_alphabetic_share: float | None = None
+    max_digit_share: float | None = None
+    max_symbols_per_word: float | None = None
+
+    def __post_init__(self):
+        fraction(self, "min_alphabetic_share", "max_digit_share")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepetitionFilterConfig:
+    """Repetition rules of Gopher (arXiv:2112.11446, table A1), whose thresholds are the defaults. None turns one off.
+
+    Attributes:
+      max_duplicate_line_share: lines that occurred before in the document, among its lines.
+      max_duplicate_line_char_share: characters in such lines, among the document's characters.
+      max_duplicate_paragraph_share: the same of paragraphs.
+      max_duplicate_paragraph_char_share: the same of the characters in paragraphs.
+      max_top_ngram_share: characters in the most frequent word 2-, 3- and 4-gram.
+      max_duplicate_ngram_share: characters in word 5- to 10-grams that occurred before.
+    """
+
+    max_duplicate_line_share: float | None = 0.30
+    max_duplicate_line_char_share: float | None = 0.20
+    max_duplicate_paragraph_share: float | None = 0.30
+    max_duplicate_paragraph_char_share: float | None = 0.20
+    max_top_ngram_share: tuple[float, float, float] | None = (0.20, 0.18, 0.16)
+    max_duplicate_ngram_share: tuple[float, float, float, float, float, float] | None = (
+        0.15, 0.14, 0.13, 0.12, 0.11, 0.10,
+    )  # fmt: skip
+
+    def __post_init__(self):
+        fraction(
+            self,
+            "max_duplicate_line_share",
+            "max_duplicate_line_char_share",
+            "max_duplicate_paragraph_share",
+            "max_duplicate_paragraph_char_share",
+        )
+        for name in ("max_top_ngram_share", "max_duplicate_ngram_share"):
+            shares = getattr(self, name)
+            in_range = shares is None or all(0 <= share <= 1 for share in shares)
+            require(in_range, self, f"{name} must lie between 0 and 1, got {shares}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MarkerFilterConfig:
+    """Drops documents with one of `markers` in their first `first_lines` lines, letter case aside: generated files."""
+
+    markers: tuple[str, ...] = (
+        "do not edit",
+        "auto-generated",
+        "autogenerated",
+        "automatically generated",
+        "generated by",
+        "generated from",
+    )
+    first_lines: int = 10
+
+    def __post_init__(self):
+        positive(self, "first_lines")
+        require(all(self.markers), self, f"markers must not be empty strings, got {self.markers}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactDedupConfig:
+    """Keeps the first of documents that are equal but for letter case and white space."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NearDedupConfig:
+    """Keeps the first of documents that share most of their word n-grams: MinHash-LSH (Broder 1997; needs `rensa`).
+
+    Two documents of Jaccard similarity s meet with probability 1 - (1 - s^rows)^bands; the defaults are FineWeb's
+    (arXiv:2406.17557) and meet half the pairs at s = 0.72.
+
+    Attributes:
+      bands: groups of `rows` permutations each; documents meet where one whole group agrees.
+      ngram: words in a row that make one element of a document's set.
+      signature_chars: characters of a document that are read, since very long documents resemble everything.
+      seed: of the permutations.
+    """
+
+    bands: int = 14
+    rows: int = 8
+    ngram: int = 5
+    signature_chars: int = 500_000
+    seed: int = 0
+
+    def __post_init__(self):
+        positive(self, "bands", "rows", "ngram", "signature_chars")
+        not_negative(self, "seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Held-out documents, chosen by the hash of `salt` and each document's split key.
+
+    The key is the module path for the standard library, the value of id_field where there is one, the first user turn of
+    a conversation, and else the text: it stays on its side whatever else the corpus holds.
+    """
+
+    held_out_fraction: float = 0.01
+    salt: str = "slmjax"
+
+    def __post_init__(self):
+        require(
+            0 <= self.held_out_fraction < 1,
+            self,
+            f"held_out_fraction must lie in [0, 1), got {self.held_out_fraction}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig:
+    """Trains a SentencePiece model on the training split; see `slmjax.data.tokenizer.train_tokenizer`.
+
+    Attributes:
+      user_symbols: strings that are always one piece.
+      pieces_across_words: let pieces span spaces and mix letters with punctuation.
+      max_passages: train on a random sample of this many passages (of at most 4,000 characters); None is all.
+      seed: of that sample.
+    """
+
+    vocab_size: int
+    model_type: Literal["bpe", "unigram"] = "bpe"
+    user_symbols: tuple[str, ...] = ()
+    character_coverage: float = 0.9995
+    pieces_across_words: bool = False
+    max_passages: int | None = 100_000
+    seed: int = 0
+
+    def __post_init__(self):
+        positive(self, "vocab_size", "max_passages")
+        fraction(self, "character_coverage")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExistingTokenizerConfig:
+    """A tokenizer model trained before; environment variables and ~ in `path` are expanded."""
+
+    path: str
+
+
+TextSourceConfig = FilesSourceConfig | PythonLibrarySourceConfig
+ConversationSourceConfig = ConversationFilesSourceConfig | PythonFunctionsSourceConfig
+StageConfig = (
+    LengthFilterConfig
+    | LineFilterConfig
+    | CharacterFilterConfig
+    | RepetitionFilterConfig
+    | MarkerFilterConfig
+    | ExactDedupConfig
+    | NearDedupConfig
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """A corpus: read, normalised, filtered, split, tokenised. Running the same config again resumes or does nothing.
+
+    Attributes:
+      output_dir: everything the pipeline writes; no part of what it writes depends on this or on num_workers.
+      sources: all text or all conversations.
+      normalise: cleaning before everything else; None leaves the texts as they are.
+      stages: filters and deduplications, in order.
+      num_workers: processes; None is one for every processor.
+      shard_bytes: text in one file between steps, the unit of parallel work and of resuming.
+    """
+
+    output_dir: str
+    sources: tuple[TextSourceConfig | ConversationSourceConfig, ...]
+    tokenizer: TrainTokenizerConfig | ExistingTokenizerConfig
+    normalise: NormaliseConfig | None = NormaliseConfig()
+    stages: tuple[StageConfig, ...] = ()
+    split: SplitConfig = SplitConfig()
+    num_workers: int | None = None
+    shard_bytes: int = 32 << 20
+
+    def __post_init__(self):
+        positive(self, "num_workers", "shard_bytes")
+        names = [source.name for source in self.sources]
+        require(len(names) > 0, self, "sources needs at least one source, got ()")
+        require(len(names) == len(set(names)), self, f"names of sources must differ, got {names}")
+        kinds = {isinstance(source, ConversationSourceConfig) for source in self.sources}
+        require(
+            len(kinds) == 1, self, f"sources must be all text or all conversations (write two configs), got {names}"
+        )
+
+    @property
+    def conversations(self) -> bool:
+        """Whether the sources are conversations, of which only the assistant's turns are learned."""
+        return isinstance(self.sources[0], ConversationSourceConfig)
