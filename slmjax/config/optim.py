@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules. `steps` of a schedule comes from the run; warm-up is in steps or in tokens."""
+"""Optimizers and learning-rate schedules. `steps` of a schedule comes from the run; warm-up is in steps or tokens."""
 
 import dataclasses
 from typing import Literal
@@ -24,12 +24,12 @@ class WarmupConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WSDScheduleConfig:
-    """Warm-up, stable, decay (MiniCPM, arXiv:2404.06395): the last `decay_fraction` of the run falls to the final value.
+    """Warm-up, stable, decay (MiniCPM, arXiv:2404.06395): the last `decay_fraction` of the run falls to the final.
 
     Attributes:
       decay_fraction: share of all steps spent decaying.
       decay_shape: "linear", or "1-sqrt", 1 - sqrt(progress) (Hägele et al. 2024, arXiv:2405.18392).
-      final_fraction: last learning rate as a share of the peak.
+      final_fraction: learning rate at the end of the run, after the last update, as a share of the peak.
     """
 
     warmup: WarmupConfig = WarmupConfig()
@@ -65,7 +65,7 @@ class LinearScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InverseSqrtScheduleConfig:
-    """peak * sqrt(timescale / max(step, timescale)); the timescale is the warm-up, or `timescale_steps` if given."""
+    """peak * sqrt(timescale / (timescale + step - warmup)); the timescale is `timescale_steps`, or else the warm-up."""
 
     warmup: WarmupConfig = WarmupConfig()
     timescale_steps: int | None = None
