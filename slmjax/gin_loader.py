@@ -178,10 +178,15 @@ def _parse_override(override: str, origins: dict[str, str]) -> None:
     if not equals:
         raise ConfigError(f"--set {override}: expected Name.field=value")
     _check_name(key.strip(), f"--set {override}")
+    value = override.partition("=")[2].strip()
+    # A shell eats quotes, so a value that is no Gin literal is taken as a string; the field's type still decides.
+    quoted = f"{key} = {value!r}"
     try:
         gin.parse_config(override)
-    except (ValueError, SyntaxError, ImportError) as error:
-        raise ConfigError(f"--set {override}: {_readable(error)} (strings need quotes)") from error
+    except (ValueError, SyntaxError) as error:
+        if value[:1] in tuple("@%([{'\""):
+            raise ConfigError(f"--set {override}: {_readable(error)}") from error
+        gin.parse_config(quoted)
     origins[key.strip()] = f"--set {override}"
 
 

@@ -295,6 +295,11 @@ class ModelConfig:
                 self,
                 "share_feed_forward needs the same feed_forward in every layer of prefix and pattern",
             )
+            require(
+                isinstance(layers[0].feed_forward, FeedForwardConfig),
+                self,
+                "share_feed_forward applies to a dense feed-forward only, got a mixture of experts",
+            )
             require(self.scaling is None, self, "share_feed_forward and scaling exclude each other")
         if self.scaling is not None:
             require(

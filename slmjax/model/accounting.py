@@ -1,9 +1,19 @@
 """Parameters, FLOPs and bytes from the config alone; nothing is built."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-from slmjax.config import AttentionConfig, FeedForwardConfig, LayerConfig, LayerNormConfig, ModelConfig, MoEConfig
-from slmjax.config import NormConfig
+import numpy as np
+
+from slmjax.config import (
+    AttentionConfig,
+    FeedForwardConfig,
+    LayerConfig,
+    LayerNormConfig,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+)
 from slmjax.model.plan import stored_layers
 
 
@@ -43,26 +53,40 @@ def matmul_parameters(config: ModelConfig) -> int:
     return per_pass * config.block_repeats + config.vocab_size * config.width
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int, *, mean_document: float | None = None) -> float:
+def flops_per_token(config: ModelConfig, visible_keys: Callable[[int | None], float]) -> float:
     """Returns the training FLOPs of one token: 6 per matrix weight, 12 * N * H per visible key and layer.
 
-    2 a weight forward, 4 backward; scores and their product with the values are 2 * N * H each forward. The keys counted
-    are those of the real mask: causal, limited to the window, and to documents of `mean_document` tokens if given (as
-    if all had that length). Recomputation is not counted, after PaLM (arXiv:2204.02311, appendix B).
+    2 a weight forward, 4 backward; scores and their product with the values are 2 * N * H each forward. Recomputation is
+    not counted, after PaLM (arXiv:2204.02311, appendix B).
+
+    Args:
+      config: the model.
+      visible_keys: the mean number of keys a query sees under a window (None: no window) in the real mask; see
+        `causal_visible_keys` for whole causal rows, `packed_visible_keys` for packed documents.
     """
-    length = min(sequence_length, mean_document or sequence_length)
-    attention = 0.0
-    for layer in stored_layers(config):
-        heads = layer.mixer
-        attention += 12 * heads.num_heads * heads.head_dim * mean_visible_keys(length, heads.window)
+    attention = sum(
+        12 * layer.mixer.num_heads * layer.mixer.head_dim * visible_keys(layer.mixer.window)
+        for layer in stored_layers(config)
+    )
     return 6 * matmul_parameters(config) + attention * config.block_repeats
 
 
-def mean_visible_keys(length: float, window: int | None) -> float:
+def causal_visible_keys(length: int, window: int | None) -> float:
     """Returns the mean number of keys a query sees, itself included, in a causal document of `length` tokens."""
     if window is None or window >= length:
         return (length + 1) / 2
     return (window * (window + 1) / 2 + (length - window) * window) / length
+
+
+def packed_visible_keys(documents_BT: np.ndarray, window: int | None) -> float:
+    """Returns the same for rows of packed documents (0 is padding, which sees nothing), over all positions."""
+    index_T = np.arange(documents_BT.shape[1])
+    starts_BT = np.diff(documents_BT, axis=1, prepend=-1) != 0
+    start_BT = np.maximum.accumulate(np.where(starts_BT, index_T[None], 0), axis=1)
+    visible_BT = index_T[None] - start_BT + 1
+    if window is not None:
+        visible_BT = np.minimum(visible_BT, window)
+    return float(np.mean(np.where(documents_BT > 0, visible_BT, 0)))
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_per_value: int = 2) -> int:

@@ -1,0 +1,298 @@
+"""The training loop, in the order things happen: build, restore, step, log, evaluate, save, stop."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+import slmjax
+from slmjax import model
+from slmjax.config import RunConfig
+from slmjax.data.loader import make_loader
+from slmjax.data.tokenizer import Tokenizer
+from slmjax.evaluate.likelihood import evaluate_all
+from slmjax.parallel.mesh import make_mesh
+from slmjax.parallel.rules import constrain, host_batch_to_global
+from slmjax.train import guard
+from slmjax.train.checkpoint import Checkpointer, load_params
+from slmjax.train.state import TrainState, abstract_state, build_optimizer, init_state
+from slmjax.train.step import make_train_step
+from slmjax.train.throughput import Meter
+from slmjax.train.tracking import make_tracker
+
+logger = logging.getLogger(__name__)
+
+# Changing one of these in a run that has checkpoints would make it another run.
+_FIXED_FIELDS = ("model", "input", "seed", "init_from")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+      step: updates made, also by earlier calls.
+      interrupted: whether a signal ended it; the state is saved, and the same command goes on.
+      metrics: of the last logged step and the last evaluation.
+    """
+
+    step: int
+    interrupted: bool
+    metrics: dict[str, float]
+
+
+def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
+    """Trains `run` from its newest checkpoint, or from the start.
+
+    Args:
+      run: the run.
+      config_text: the config as one Gin file, kept in the run directory and in every checkpoint.
+      config_json: the resolved config as JSON values, likewise.
+
+    Raises:
+      ValueError: the run directory belongs to another config, or stores and tokenizer do not fit together.
+      TrainingDiverged: the guard stopped the run.
+    """
+    mesh = make_mesh(run.mesh)
+    output_dir = Path(run.output_dir)
+    tokenizer = Tokenizer.load(run.input.tokenizer)
+    if tokenizer.vocab_size > run.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer {run.input.tokenizer} has {tokenizer.vocab_size} ids, but ModelConfig.vocab_size is "
+            f"{run.model.vocab_size}; it must be at least as large"
+        )
+    _claim_run_dir(output_dir, config_text, config_json)
+    checkpointer = Checkpointer(output_dir / "checkpoints", run.checkpoint)
+    optimizer, schedule = build_optimizer(run)
+    abstract = abstract_state(run, optimizer, mesh)
+    state, start_step = _initial_state(run, optimizer, abstract, checkpointer)
+
+    train_step = jax.jit(
+        make_train_step(run, optimizer, schedule, constrain(mesh)),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+    )
+    batches = make_loader(
+        run.input,
+        seed=run.seed,
+        start_step=start_step,
+        steps=run.steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        tokenizer_sha256=tokenizer.sha256,
+    )
+    tracker = make_tracker(
+        run.tracking, output_dir, total_steps=run.steps, resume_step=start_step, config_json=config_json
+    )
+    extra = {"config": config_text, "config_json": config_json, "versions": versions()}
+    save = _Saver(checkpointer, extra, start_step)
+    log = _Log(run, tracker, mesh)
+    try:
+        with _StopSignal() as stop:
+            step = start_step
+            for step, batch in _numbered(batches, start_step, log.meter):
+                _profile(run, step, output_dir)
+                state, metrics = train_step(state, host_batch_to_global(batch, mesh))
+                # The metrics of the step before: while they are read, the device works on this one.
+                log.step(step, metrics, batch)
+                done = step + 1
+                if _due(done, run.evaluation.every_steps) and done < run.steps:
+                    log.evaluation(done, _evaluate(run, state, mesh))
+                interrupted = stop.requested(synchronise=_due(done, run.tracking.log_every_steps))
+                if interrupted or done == run.steps or _due(done, run.checkpoint.every_steps):
+                    log.flush()
+                    save(done, state)
+                if interrupted:
+                    checkpointer.wait()
+                    return Outcome(done, True, log.latest)
+            log.flush()
+            if run.evaluation.sets:
+                log.evaluation(run.steps, _evaluate(run, state, mesh))
+            checkpointer.wait()
+            return Outcome(run.steps, False, log.latest)
+    finally:
+        tracker.close()
+        checkpointer.close()
+
+
+def versions() -> dict[str, str]:
+    """Returns what one needs to know to repeat a run: code, libraries, Python and hardware."""
+    found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "slmjax": slmjax.__version__,
+        "commit": commit.stdout.strip() or "unknown",
+        **found,
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "command": " ".join(sys.argv),
+    }
+
+
+def _claim_run_dir(output_dir: Path, config_text: str, config_json: Any) -> None:
+    """Writes the config into the run directory; refuses one that holds another run."""
+    saved = output_dir / "config.json"
+    if saved.exists() and (output_dir / "checkpoints").exists():
+        before = json.loads(saved.read_text())
+        changed = [name for name in _FIXED_FIELDS if before.get(name) != config_json.get(name)]
+        if changed:
+            raise ValueError(
+                f"{output_dir} holds a run with another {', '.join(changed)}; choose another RunConfig.output_dir, "
+                "or remove it to start anew"
+            )
+    if jax.process_index() == 0:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("config.gin", config_text),
+            ("config.json", json.dumps(config_json, indent=1) + "\n"),
+            ("versions.json", json.dumps(versions(), indent=1) + "\n"),
+        ):
+            _replace_file(output_dir / name, text)
+
+
+def _replace_file(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _initial_state(run, optimizer, abstract: TrainState, checkpointer: Checkpointer) -> tuple[TrainState, int]:
+    """Returns the newest good checkpoint's state, else parameters of `init_from`, else random ones."""
+    restored = checkpointer.restore(abstract)
+    if restored is not None:
+        logger.info("resuming at step %d", restored.step)
+        return restored.state, restored.step
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = jax.jit(lambda: init_state(run, optimizer), out_shardings=shardings)()
+    if run.init_from is not None:
+        state = state._replace(params=load_params(Path(run.init_from) / "checkpoints", abstract.params))
+    return state, 0
+
+
+def _numbered(batches, start_step: int, meter: Meter) -> Iterator[tuple[int, Any]]:
+    """Yields (step, batch), counting the time spent waiting for input."""
+    batches = iter(batches)
+    step = start_step
+    while True:
+        with meter.waiting_for_input():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield step, batch
+        step += 1
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _evaluate(run: RunConfig, state: TrainState, mesh: Mesh) -> dict[str, float]:
+    return evaluate_all(state.params, run, mesh=mesh)
+
+
+def _profile(run: RunConfig, step: int, output_dir: Path) -> None:
+    if run.tracking.profile_steps is None:
+        return
+    first, last = run.tracking.profile_steps
+    if step == first:
+        jax.profiler.start_trace(output_dir / "profile")
+    elif step == last:
+        jax.profiler.stop_trace()
+
+
+class _Saver:
+    """Saves a step once, with the position in the data, which is the number of batches read."""
+
+    def __init__(self, checkpointer: Checkpointer, extra: dict, start_step: int):
+        self._checkpointer, self._extra, self._last = checkpointer, extra, start_step
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        if step != self._last:
+            self._checkpointer.save(step, state, {**self._extra, "data_position": {"next_batch": step}})
+            self._last = step
+
+
+class _Log:
+    """Turns the metrics of steps into lines for the trackers, one step behind the device."""
+
+    def __init__(self, run: RunConfig, tracker, mesh: Mesh):
+        self.latest: dict[str, float] = {}
+        self.meter = Meter(num_devices=mesh.size, device_kind=mesh.devices.flat[0].device_kind)
+        self._run, self._tracker = run, tracker
+        self._pending: tuple[int, dict, Any] | None = None
+
+    def step(self, step: int, metrics: dict, batch: Any) -> None:
+        """Takes over the metrics of `step`, and reads and logs those of the step before."""
+        self.flush()
+        self._pending = (step, metrics, batch)
+
+    def flush(self) -> None:
+        """Waits for the step in hand, checks it and logs it if it is due."""
+        if self._pending is None:
+            return
+        (step, device_metrics, batch), self._pending = self._pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(device_metrics).items()}
+        guard.check(self._run.guard, step=step, metrics=metrics)
+        self.meter.step(tokens=self._run.input.tokens_per_step)
+        if step == 0 or _due(step + 1, self._run.tracking.log_every_steps) or step + 1 == self._run.steps:
+            documents_BT = np.asarray(batch.documents)
+            flops = model.flops_per_token(
+                self._run.model, lambda window: model.packed_visible_keys(documents_BT, window)
+            )
+            metrics |= self.meter.read(flops_per_token=flops)
+            self._log(step + 1, metrics)
+
+    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Logs an evaluation after `step` updates; its time does not count as training."""
+        self.flush()
+        with self.meter.paused():
+            self._log(step, metrics)
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        self.latest |= metrics
+        self._tracker.log(step, metrics)
+
+
+class _StopSignal:
+    """Notes SIGTERM and SIGINT so that the loop can save and end; a second signal ends the process at once."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __enter__(self) -> "_StopSignal":
+        self._received = False
+        self._previous = {number: signal.signal(number, self._note) for number in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self._received = True
+        for each in self._SIGNALS:
+            signal.signal(each, self._previous[each])
+        print(f"\n{signal.Signals(number).name}: saving a checkpoint, then stopping", file=sys.stderr, flush=True)
+
+    def requested(self, *, synchronise: bool) -> bool:
+        """Returns whether to stop. Several processes agree when `synchronise`, at the same step on each."""
+        if jax.process_count() == 1:
+            return self._received
+        return synchronise and bool(np.any(multihost_utils.process_allgather(np.array(self._received))))
+
+
+__all__ = ["Outcome", "train", "versions"]
