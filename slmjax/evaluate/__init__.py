@@ -1,0 +1,1 @@
+"""Held-out likelihood of a model, and what it has to beat."""
