@@ -9,13 +9,15 @@ import dataclasses
 import difflib
 import os
 import re
+import tokenize
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import gin
 from gin import config as gin_config
+from gin import config_parser
 
 from slmjax import config as configs
 
@@ -30,14 +32,21 @@ _ROOTS = (configs.RunConfig, configs.PipelineConfig)
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the file or override, the field, what was expected and got."""
 
-
     def __init__(self, message: str):
         super().__init__(message)
-        self.message = message  # without what Gin adds to str()
+        self.message = message  # str() may have Gin's additions
 
 
-def _register(name: str, cls: type) -> None:
-    """Registers a maker of `cls` that checks fields and types before the class looks at the values."""
+class _BuildError(ConfigError):
+    """A dataclass of the config could not be made; its `fields` in `scope` are at fault."""
+
+    def __init__(self, message: str, name: str, fields: Sequence[str] = ()):
+        super().__init__(message)
+        self.name, self.fields, self.scope = name, fields, gin.current_scope_str()
+
+
+def _register(name: str, cls: type) -> Callable[..., Any]:
+    """Registers and returns a maker of `cls` that checks fields and types before the class looks at the values."""
     hints = typing.get_type_hints(cls)
     required = [
         field.name
@@ -47,20 +56,22 @@ def _register(name: str, cls: type) -> None:
 
     def make(**values):
         if missing := [field for field in required if field not in values]:
-            raise ConfigError(f"{name}: no value for {', '.join(missing)}; bind {name}.{missing[0]} = ...")
+            raise _BuildError(f"{name}: no value for {', '.join(missing)}; bind {name}.{missing[0]} = ...", name)
         for field, value in values.items():
             if not _conforms(value, hints[field]):
-                raise ConfigError(f"{name}.{field}: expected {_spell(hints[field])}, got {_spell_value(value)}")
+                message = f"{name}.{field}: expected {_spell(hints[field])}, got {_spell_value(value)}"
+                raise _BuildError(message, name, (field,))
         try:
             return cls(**values)
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            words = re.findall(r"\w+", str(error))
+            raise _BuildError(str(error), name, [field for field in values if field in words]) from error
 
     gin.external_configurable(make, name=name, module="slmjax")
+    return make
 
 
-for _name, _cls in _CLASSES.items():
-    _register(_name, _cls)
+_MAKERS = {name: _register(name, cls) for name, cls in _CLASSES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +93,7 @@ def load(files: Sequence[str | os.PathLike], overrides: Sequence[str] = (), *, r
     Args:
       files: Gin files; an include is looked up beside the including file, then in the working directory.
       overrides: bindings from the command line.
-      root: RunConfig or PipelineConfig; by default the one that the files bind.
+      root: class to build; by default RunConfig or PipelineConfig, whichever the files bind.
 
     Raises:
       ConfigError: a file is missing, a name is unknown, a required field is absent, a value has the wrong type, a
@@ -96,12 +107,13 @@ def load(files: Sequence[str | os.PathLike], overrides: Sequence[str] = (), *, r
                 _parse_file(os.fspath(file), origins, ())
             for override in overrides:
                 _parse_override(override, origins)
+            _reject_undefined_macros(origins)
             root = root or _bound_root(files)
-            built = _build(root, origins)
+            built = _build(root, files, origins)
             _reject_unused_bindings(origins)
             text = gin.config_str(max_line_length=110)
         finally:
-            gin_config._set_config_is_locked(False)  # noqa: SLF001 -- gin 0.5.0 has no public equivalent
+            gin_config._set_config_is_locked(False)  # gin 0.5.0 has no public equivalent
             gin.clear_config()
     return Loaded(built, text)
 
@@ -126,94 +138,123 @@ def from_json(node: Any) -> Any:
         known = {field.name for field in dataclasses.fields(_CLASSES[name])}
         if unknown := sorted(set(fields) - known):
             raise ConfigError(f"saved config has fields that {name} does not know: {unknown}")
-        return _CLASSES[name](**fields)
+        return _MAKERS[name](**fields)
     if isinstance(node, list):
         return tuple(from_json(item) for item in node)
     return node
 
 
-_INCLUDE = re.compile(r"""^\s*include\s+(['"])(?P<path>[^'"]+)\1\s*(#.*)?$""")
-_BINDING = re.compile(r"^(?P<key>[A-Za-z_][\w./]*)\s*=")
+class _Delegate(config_parser.ParserDelegate):
+    """Makes the values @Name() and %name: only classes of `slmjax.config` can be named, none of Gin's own functions."""
+
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> gin_config.ConfigurableReference:
+        _check_class(scoped_selector.rpartition("/")[2].removeprefix("slmjax."))
+        return gin_config.ConfigurableReference(scoped_selector, evaluate)
+
+    def macro(self, name: str) -> gin_config.ConfigurableReference:
+        return gin_config.ConfigurableReference(f"{name}/gin.macro", True)
 
 
 def _parse_file(path: str, origins: dict[str, str], stack: tuple[str, ...]) -> None:
-    """Parses one file, its includes first where they stand, and notes the line of every binding."""
-    if path in stack:
+    """Binds what one file says, included files where they stand, and notes where every binding is."""
+    if os.path.realpath(path) in map(os.path.realpath, stack):
         raise ConfigError(f"{path}: includes itself, by way of {' -> '.join(stack)}")
     try:
         with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+            text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         where = f" (included by {stack[-1]})" if stack else ""
         raise ConfigError(f"{path}: cannot be read{where}: {error}") from error
-    pending: list[str] = []
-
-    def flush() -> None:
-        # Blank lines stand in for what was parsed already, so that Gin reports true line numbers.
-        try:
-            gin.parse_config("\n".join(pending))
-        except (ValueError, SyntaxError, ImportError) as error:
-            raise ConfigError(f"{path}: {_readable(error)}") from error
-        pending[:] = [""] * len(pending)
-
-    for number, line in enumerate(lines, 1):
-        if include := _INCLUDE.match(line):
-            flush()
-            target = include["path"]
-            beside = os.path.join(os.path.dirname(path), target)
-            _parse_file(beside if os.path.exists(beside) else target, origins, (*stack, path))
-            pending.append("")
-            continue
-        if line.lstrip().startswith(("import ", "from ")):
-            raise ConfigError(f"{path}:{number}: imports are not allowed in a config, got {line.strip()!r}")
-        if binding := _BINDING.match(line):
-            _check_name(binding["key"], f"{path}:{number}")
-            origins[binding["key"]] = f"{path}:{number}"
-        pending.append(line)
-    flush()
+    for statement, where in _statements(text, lambda line: f"{path}:{line}"):
+        if isinstance(statement, config_parser.IncludeStatement):
+            beside = os.path.join(os.path.dirname(path), statement.filename)
+            _parse_file(beside if os.path.exists(beside) else statement.filename, origins, (*stack, path))
+        elif isinstance(statement, config_parser.BindingStatement):
+            _bind(statement, where, origins)
+        elif isinstance(statement, config_parser.ImportStatement):
+            raise ConfigError(f"{where}: imports are not allowed in a config, got {statement.format()!r}")
 
 
 def _parse_override(override: str, origins: dict[str, str]) -> None:
-    key, equals, _ = override.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {override}: expected Name.field=value")
-    _check_name(key.strip(), f"--set {override}")
-    value = override.partition("=")[2].strip()
-    # A shell eats quotes, so a value that is no Gin literal is taken as a string; the field's type still decides.
-    quoted = f"{key} = {value!r}"
+    key, _, value = (part.strip() for part in override.partition("="))
     try:
-        gin.parse_config(override)
-    except (ValueError, SyntaxError) as error:
-        if value[:1] in tuple("@%([{'\""):
-            raise ConfigError(f"--set {override}: {_readable(error)}") from error
-        gin.parse_config(quoted)
-    origins[key.strip()] = f"--set {override}"
+        statements = [statement for statement, _ in _statements(override, lambda _: f"--set {override}")]
+    except ConfigError:
+        if not value or value[0] in "@%([{'\"":
+            raise
+        # A shell eats quotes, so a value that is no Gin literal is taken as a string; the field's type still decides.
+        quoted = f"{key} = {value!r}"
+        statements = [statement for statement, _ in _statements(quoted, lambda _: f"--set {override}")]
+    if len(statements) != 1 or not isinstance(statements[0], config_parser.BindingStatement):
+        raise ConfigError(f"--set {override}: expected Name.field=value")
+    _bind(statements[0], f"--set {override}", origins)
 
 
-def _check_name(key: str, origin: str) -> None:
-    """Rejects a binding for a class or field that does not exist; names near misses."""
-    name = key.rpartition("/")[2]
-    if "." not in name:  # a macro
+def _statements(text: str, where: Callable[[int], str]) -> Iterator[tuple[Any, str]]:
+    """Yields each statement of a Gin text and where it is; `where` spells a line number."""
+    parser = None
+    try:
+        parser = config_parser.ConfigParser(text, _Delegate())
+        for statement in parser:
+            yield statement, where(statement.location.line_num)
         return
-    class_name, _, field = name.removeprefix("slmjax.").rpartition(".")
-    if class_name not in _CLASSES:
-        raise ConfigError(f"{origin}: there is no config class {class_name!r}{_nearest(class_name, _CLASSES)}")
-    fields = [f.name for f in dataclasses.fields(_CLASSES[class_name])]
+    except ConfigError as error:  # of the delegate
+        token = parser.current_token if parser else None
+        raise ConfigError(f"{where(token.start[0] if token else 1)}: {error.message}") from None
+    except SyntaxError as error:
+        line, problem = error.lineno or 1, error.msg
+    except tokenize.TokenError as error:
+        problem, (line, _) = error.args
+    lines = text.splitlines()
+    found = repr(lines[line - 1].strip()) if line <= len(lines) else "the end of the file"
+    raise ConfigError(
+        f"{where(line)}: expected Name.field = value, where value is a Python literal without arithmetic, @Name() or "
+        f"%macro; got {found} ({problem.splitlines()[-1].strip().rstrip('.')})"
+    )
+
+
+def _bind(statement: config_parser.BindingStatement, where: str, origins: dict[str, str]) -> None:
+    """Binds one value in Gin's registry, and notes where it and the classes that it names are."""
+    name, field = statement.selector.removeprefix("slmjax."), statement.arg_name
+    if field:
+        try:
+            _check_class(name)
+            _check_field(name, field)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.message}") from None
+        gin.bind_parameter((statement.scope, name, field), statement.value)
+        origins[_key(statement.scope, f"{name}.{field}")] = where
+    else:
+        macro = _key(statement.scope, name)
+        gin.bind_parameter((macro, "gin.macro", "value"), statement.value)
+        origins[macro] = where
+    for reference in gin_config.iterate_references([statement.value]):
+        origins[f"@{reference.selector}"] = where
+
+
+def _key(scope: str, name: str) -> str:
+    return f"{scope}/{name}" if scope else name
+
+
+def _check_class(name: str) -> None:
+    if name not in _CLASSES:
+        raise ConfigError(f"there is no config class {name!r}{_nearest(name, _CLASSES)}")
+
+
+def _check_field(name: str, field: str) -> None:
+    fields = [f.name for f in dataclasses.fields(_CLASSES[name])]
     if field not in fields:
-        raise ConfigError(f"{origin}: {class_name} has no field {field!r}{_nearest(field, fields)}")
+        raise ConfigError(f"{name} has no field {field!r}{_nearest(field, fields)}")
 
 
-def _nearest(word: str, choices) -> str:
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(choices)}" if len(choices) < 30 else ""
-
-
-def _readable(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _nearest(word: str, choices: Collection[str]) -> str:
+    if near := difflib.get_close_matches(word, choices, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; known are {', '.join(choices)}" if 0 < len(choices) < 30 else ""
 
 
 def _bound_root(files) -> type:
-    bound = {name.rpartition(".")[2] for _, name in gin_config._CONFIG}  # noqa: SLF001
+    bound = {name.rpartition(".")[2] for _, name in gin_config._CONFIG}
     roots = [root for root in _ROOTS if root.__name__ in bound]
     if len(roots) != 1:
         names = " or ".join(root.__name__ for root in _ROOTS)
@@ -221,31 +262,45 @@ def _bound_root(files) -> type:
     return roots[0]
 
 
-def _build(root: type, origins: dict[str, str]) -> Any:
+def _build(root: type, files: Sequence[str | os.PathLike], origins: dict[str, str]) -> Any:
     try:
         return gin.get_configurable(f"slmjax.{root.__name__}")()
-    except ConfigError as error:
-        subject = error.message.partition(":")[0]  # "Class" or "Class.field"
-        places = [o for key, o in origins.items() if f"{key.rpartition('/')[2]}.".startswith(f"{subject}.")]
-        where = f"{', '.join(dict.fromkeys(places))}: " if places else ""
-        raise ConfigError(f"{where}{error.message}") from None
-    except (ValueError, TypeError) as error:  # Gin's own, such as a macro without a value
-        raise ConfigError(_readable(error)) from error
+    except _BuildError as error:
+        scopes = error.scope.split("/") if error.scope else []
+        places = []
+        for field in error.fields:
+            # The binding in force is that of the innermost scope.
+            keys = [_key("/".join(scopes[:depth]), f"{error.name}.{field}") for depth in range(len(scopes), -1, -1)]
+            places += [origins[key] for key in keys if key in origins][:1]
+        places = places or [origins.get(f"@{error.name}", ", ".join(map(str, files)))]
+        raise ConfigError(f"{', '.join(dict.fromkeys(places))}: {error.message}") from None
+    except RecursionError:
+        raise ConfigError(f"{', '.join(map(str, files))}: a config class contains itself") from None
+
+
+def _reject_undefined_macros(origins: dict[str, str]) -> None:
+    macros = [scope for scope, name in gin_config._CONFIG if name == "gin.macro"]
+    for (scope, name), fields in gin_config._CONFIG.items():
+        for field, value in fields.items():
+            for reference in gin_config.iterate_references([value]):
+                wanted, referenced = reference.config_key
+                if referenced == "gin.macro" and wanted not in macros:
+                    key = scope if name == "gin.macro" else _key(scope, f"{name.removeprefix('slmjax.')}.{field}")
+                    raise ConfigError(f"{origins[key]}: the macro %{wanted} has no value{_nearest(wanted, macros)}")
 
 
 def _reject_unused_bindings(origins: dict[str, str]) -> None:
-    used = set(gin_config._OPERATIVE_CONFIG)  # noqa: SLF001
+    used = set(gin_config._OPERATIVE_CONFIG)
     problems = []
-    for scope, name in gin_config._CONFIG:  # noqa: SLF001
+    for scope, name in gin_config._CONFIG:
         if any(name == used_name and _inherits(used_scope, scope) for used_scope, used_name in used):
             continue
-        short = name.removeprefix("slmjax.")
-        key = "/".join(filter(None, (scope, short)))
-        if short == "gin.macro":
-            problems.append(f"{origins.get(scope, '?')}: the macro {scope} is never used")
+        if name == "gin.macro":
+            problems.append(f"{origins[scope]}: the macro {scope} is never used (a field is bound as Name.field = ...)")
             continue
+        key = _key(scope, name.removeprefix("slmjax."))
         places = [origin for bound, origin in origins.items() if bound.startswith(f"{key}.")]
-        problems.append(f"{', '.join(places) or '?'}: {key} is bound but nothing in this config uses it")
+        problems.append(f"{', '.join(places)}: {key} is bound but nothing in this config uses it")
     if problems:
         raise ConfigError("; ".join(sorted(problems)))
 
@@ -262,14 +317,20 @@ def _spell(hint: Any) -> str:
     if hint is types.NoneType:
         return "None"
     if typing.get_origin(hint) is tuple:
-        return f"a tuple of {', '.join('...' if arg is Ellipsis else _spell(arg) for arg in typing.get_args(hint))}"
+        first, *others = typing.get_args(hint)
+        if others == [Ellipsis]:
+            return f"a tuple of {_spell(first)}, of one item written (item,)"
+        return f"a tuple ({', '.join(map(_spell, (first, *others)))})"
     return getattr(hint, "__name__", str(hint))
 
 
 def _spell_value(value: Any) -> str:
     if isinstance(value, type) or callable(value):
         return "a class instead of an instance: write @Name() with parentheses"
-    return f"{value!r} ({type(value).__name__})"
+    if dataclasses.is_dataclass(value):
+        return type(value).__name__
+    text = repr(value)
+    return f"{text if len(text) < 80 else text[:77] + '...'} ({type(value).__name__})"
 
 
 def _conforms(value: Any, hint: Any) -> bool:
