@@ -76,7 +76,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
             raise ValueError(f"message {i} must have the fields role and content, got {_short(message)}")
         role, content = message["role"], message["content"]
-        if role not in _MARKS:
+        if not isinstance(role, str) or role not in _MARKS:
             raise ValueError(f"message {i} has the unknown role {_short(role)}; known are {', '.join(_MARKS)}")
         if not isinstance(content, str):
             raise ValueError(f"message {i} must have text as its content, got {_short(content)}")

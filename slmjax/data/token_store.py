@@ -350,12 +350,13 @@ class TokenStore:
         return np.concatenate([np.zeros(0, self.metadata.dtype if kind == "tokens" else np.uint8), *pieces])
 
 
-def check_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:
-    """Raises ValueError unless `store` was written with `tokenizer`."""
-    if store.metadata.tokenizer_sha256 != tokenizer.sha256:
+def check_tokenizer(store: TokenStore, tokenizer: Tokenizer | str) -> None:
+    """Raises ValueError unless `store` was written with `tokenizer`, given as itself or by its sha256."""
+    expected = tokenizer if isinstance(tokenizer, str) else tokenizer.sha256
+    if store.metadata.tokenizer_sha256 != expected:
         raise ValueError(
             f"{store.path} was written with the tokenizer {store.metadata.tokenizer_sha256}, the run's tokenizer is "
-            f"{tokenizer.sha256} (sha256 of the model files); give the tokenizer of the store, or tokenise again"
+            f"{expected} (sha256 of the model files); give the tokenizer of the store, or tokenise again"
         )
 
 

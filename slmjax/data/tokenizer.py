@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import os
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -141,10 +142,10 @@ def train_tokenizer(
       ValueError: the text is too little or too varied for `vocab_size`, or is empty.
     """
     model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(seed)
+    passages = _passages(texts)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_passages(texts),
+            sentence_iterator=passages if max_passages is None else iter(_sample(passages, max_passages, seed)),
             model_writer=model,
             vocab_size=vocab_size,
             model_type=model_type,
@@ -168,15 +169,14 @@ def train_tokenizer(
             split_by_whitespace=not pieces_across_words,
             split_by_unicode_script=not pieces_across_words,
             max_sentence_length=8 * _PASSAGE_CHARACTERS,
-            input_sentence_size=max_passages or 0,
             num_threads=1,  # unigram sums in the order of threads, so more of them would change the last digits
             minloglevel=2,
         )
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2] or "the text is empty."  # after the place in SentencePiece's source
         raise ValueError(
-            f"cannot train a tokenizer of vocab_size {vocab_size} on this text: {reason} Give more text, or change "
-            "vocab_size or character_coverage."
+            f"cannot train a tokenizer of vocab_size {vocab_size} on this text: {reason} More text "
+            "allows a larger vocab_size."
         ) from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +194,17 @@ def _passages(texts: Iterable[str]) -> Iterator[str]:
         for part in text.split(_TRAINER_RESERVED[0]):
             for start in range(0, len(part), _PASSAGE_CHARACTERS):
                 yield _escape(part[start : start + _PASSAGE_CHARACTERS])
+
+
+def _sample(passages: Iterable[str], size: int, seed: int) -> list[str]:
+    """A uniform sample in one pass (Vitter 1985, algorithm R)."""
+    generator, sample = random.Random(seed), []
+    for i, passage in enumerate(passages):
+        if i < size:
+            sample.append(passage)
+        elif (place := generator.randrange(i + 1)) < size:
+            sample[place] = passage
+    return sample
 
 
 def _require_utf8(text: str) -> None:
