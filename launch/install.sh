@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Makes the virtual environment and installs slmjax into it, editable, with the given extras at the locked versions:
+#
+#   launch/install.sh data,dev
+#
+#   PYTHON   the interpreter (default: the first of python3, python3.13, python3.12, python3.11 that is new enough)
+#   VENV     the environment (default .venv)
+set -euo pipefail
+
+extras=${1:?usage: launch/install.sh EXTRA[,EXTRA...]}
+venv=${VENV:-.venv}
+cd "$(dirname "$0")/.."
+
+new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if new_enough "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "slmjax needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 || true)." >&2
+  echo "Install one and name it: make PYTHON=/path/to/python3.12 ..." >&2
+  return 1
+}
+
+if ! new_enough "$venv/bin/python"; then
+  python=$(find_python)
+  echo "Creating $venv with $("$python" --version)"
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    echo "$python cannot make virtual environments: its modules venv and ensurepip are missing." >&2
+    echo "On Debian and Ubuntu: sudo apt install python3-venv" >&2
+    exit 1
+  fi
+  "$python" -m venv --clear "$venv"
+fi
+
+echo "Installing slmjax[$extras] into $venv (the first time this downloads about 600 MB)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -e ".[$extras]" -c constraints.txt

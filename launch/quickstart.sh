@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# From raw text to a model that answers: every step is a slmjax command that can be run by itself.
+# `make quickstart` installs slmjax and runs this.
+set -euo pipefail
+
+step() {
+  printf '\n+ %s\n' "$*"
+  "$@"
+}
+
+step slmjax data configs/quickstart_data.gin
+step slmjax data configs/quickstart_instruct_data.gin
+step slmjax train configs/quickstart.gin
+step slmjax train configs/quickstart_instruct.gin
+step slmjax eval configs/quickstart.gin
+step slmjax eval configs/quickstart_instruct.gin
+step slmjax sample configs/quickstart.gin --prompt 'def read_lines(path):'
+step slmjax sample configs/quickstart_instruct.gin --instruct --prompt 'Return the sum of two numbers.'
+step slmjax report configs/quickstart.gin configs/quickstart_instruct.gin
