@@ -1,5 +1,6 @@
 """Token stores: documents as memory-mapped token ids with offsets, one directory each (docs/architecture.md)."""
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -7,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,19 +286,19 @@ class TokenStore:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Ids at positions [start, stop), in the type of the store; shorter where the store ends."""
-        return self._slice("tokens", start, stop, self._token_bounds)
+        return self._slice("tokens", start, stop)
 
     def weights(self, start: int, stop: int) -> np.ndarray:
         """Whether each token at [start, stop) is learned, uint8; ones for a store without weights."""
         if self.metadata.with_weights:
-            return self._slice("weights", start, stop, self._token_bounds)
+            return self._slice("weights", start, stop)
         return np.ones(max(0, min(stop, self.num_tokens) - start), np.uint8)
 
     def document(self, index: int) -> np.ndarray:
         """Ids of one document."""
         if not 0 <= index < self.num_documents:
             raise IndexError(f"document {index} of {self.num_documents}")
-        shard, index = self._locate(index, self._document_bounds)
+        shard, index = _locate(self._document_bounds, index)
         offsets = self._maps["offsets"][shard]
         return self._maps["tokens"][shard][offsets[index] : offsets[index + 1]]
 
@@ -305,23 +306,19 @@ class TokenStore:
         """The document that holds the token at `position`."""
         if not 0 <= position < self.num_tokens:
             raise IndexError(f"position {position} of {self.num_tokens}")
-        shard, position = self._locate(position, self._token_bounds)
-        inside = int(np.searchsorted(self._maps["offsets"][shard], position, side="right")) - 1
+        shard, position = _locate(self._token_bounds, position)
+        inside = int(self._maps["offsets"][shard].searchsorted(position, side="right")) - 1
         return self._document_bounds[shard] + inside
 
     def starts(self, first: int, last: int) -> np.ndarray:
         """Positions where documents [first, last) start, int64; document `num_documents` starts at the end."""
-        pieces = []
-        for shard, base in enumerate(self._token_bounds[:-1]):
-            low, high = (min(max(i - self._document_bounds[shard], 0), self._num_in(shard)) for i in (first, last))
-            if low < high:
-                pieces.append(self._maps["offsets"][shard][low:high] + base)
-        if last > self.num_documents:
+        pieces = [
+            self._maps["offsets"][shard][low:high] + self._token_bounds[shard]
+            for shard, low, high in _overlaps(self._document_bounds, first, last)
+        ]
+        if first <= self.num_documents < last:
             pieces.append(np.array([self.num_tokens], np.int64))
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
-
-    def _num_in(self, shard: int) -> int:
-        return self.metadata.shards[shard].num_documents
 
     @property
     def document_starts(self) -> np.ndarray:
@@ -333,18 +330,9 @@ class TokenStore:
         """UTF-8 bytes of the learned text of every document, int64."""
         return np.concatenate([np.zeros(0, np.int64), *self._maps["bytes"]])
 
-    @staticmethod
-    def _locate(index: int, bounds: list[int]) -> tuple[int, int]:
-        shard = int(np.searchsorted(bounds, index, side="right")) - 1
-        return shard, index - bounds[shard]
-
-    def _slice(self, kind: str, start: int, stop: int, bounds: list[int]) -> np.ndarray:
+    def _slice(self, kind: str, start: int, stop: int) -> np.ndarray:
         arrays = self._maps[kind]
-        pieces = [
-            array[max(start - base, 0) : stop - base]
-            for array, base in zip(arrays, bounds, strict=False)
-            if start < base + len(array) and stop > base
-        ]
+        pieces = [arrays[shard][low:high] for shard, low, high in _overlaps(self._token_bounds, start, stop)]
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate([np.zeros(0, self.metadata.dtype if kind == "tokens" else np.uint8), *pieces])
@@ -360,8 +348,23 @@ def check_tokenizer(store: TokenStore, tokenizer: Tokenizer | str) -> None:
         )
 
 
-def _bounds(counts) -> list[int]:
+def _bounds(counts: Iterable[int]) -> list[int]:
     return [0, *itertools.accumulate(counts)]
+
+
+def _locate(bounds: list[int], index: int) -> tuple[int, int]:
+    """The shard that holds an index, and the index within it."""
+    shard = bisect.bisect_right(bounds, index) - 1
+    return shard, index - bounds[shard]
+
+
+def _overlaps(bounds: list[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The shards that share indices with [start, stop), and which of their own they share."""
+    shard = bisect.bisect_right(bounds, start) - 1
+    while shard < len(bounds) - 1 and bounds[shard] < stop:
+        base, end = bounds[shard], bounds[shard + 1]
+        yield shard, max(start, base) - base, min(stop, end) - base
+        shard += 1
 
 
 def _expand(path: str | os.PathLike) -> Path:
