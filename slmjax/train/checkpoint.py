@@ -170,7 +170,12 @@ class Checkpointer:
 
 
 def load_params(directory: os.PathLike | str, abstract_params: Any, *, step: int | None = None) -> Any:
-    """Returns the field `params` of the newest whole checkpoint (or that of `step`), without reading the rest.
+    """Returns the field `params` of the newest whole checkpoint (or that of `step`); raises as `restore_params`."""
+    return restore_params(directory, abstract_params, step=step).state["params"]
+
+
+def restore_params(directory: os.PathLike | str, abstract_params: Any, *, step: int | None = None) -> Restored:
+    """Returns the newest whole checkpoint, or that of `step`, with {"params": ...} as its state; reads nothing else.
 
     Raises:
       FileNotFoundError: there is no finished checkpoint.
@@ -179,7 +184,7 @@ def load_params(directory: os.PathLike | str, abstract_params: Any, *, step: int
     found = _read_newest(_absolute(directory), {"params": abstract_params}, step=step, partial=True)
     if found is None:
         raise FileNotFoundError(f"no finished checkpoint in {directory}; is it the checkpoints/ directory of a run?")
-    return found.state["params"]
+    return found
 
 
 def _absolute(directory: os.PathLike | str) -> epath.Path:
