@@ -31,8 +31,9 @@ def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.A
 def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
     """Returns logits / temperature, with -inf for tokens outside the top k or the top p. Needs temperature > 0.
 
-    top-k comes first (Fan et al. 2018, arXiv:1805.04833): exactly k tokens, of equal logits the lower ids. top-p (Holtzman
-    et al. 2019, arXiv:1904.09751) keeps the likeliest of those until their probability reaches p, at least one.
+    top-k comes first (Fan et al. 2018, arXiv:1805.04833): exactly k tokens, of equal logits the lower ids. top-p
+    (Holtzman et al. 2019, arXiv:1904.09751) keeps the likeliest of those until their probability reaches p, one at
+    least.
     """
     logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
     V = logits_BV.shape[-1]
