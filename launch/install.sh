@@ -39,5 +39,5 @@ if ! new_enough "$venv/bin/python"; then
   "$python" -m venv --clear "$venv"
 fi
 
-echo "Installing slmjax[$extras] into $venv (the first time this downloads about 600 MB)"
+echo "Installing slmjax[$extras] into $venv (the first time this downloads about 300 MB)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -e ".[$extras]" -c constraints.txt
