@@ -1,6 +1,7 @@
 """Token stores: documents as memory-mapped token ids with offsets, one directory each (docs/architecture.md)."""
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -99,9 +100,10 @@ class TokenStoreWriter:
         return self
 
     def __exit__(self, error_type, error, traceback) -> None:
-        if error_type is None:
-            self.close()
-        else:
+        try:
+            if error_type is None:
+                self.close()
+        finally:
             self.abort()
 
     def _open_shard(self) -> None:
@@ -110,7 +112,9 @@ class TokenStoreWriter:
         self._weights_file = open(f"{prefix}.weights.bin", "wb") if self._with_weights else None  # noqa: SIM115
         self._offsets, self._bytes = [0], []
 
-    def add(self, ids: Sequence[int] | np.ndarray, num_bytes: int, weights: Sequence[int] | np.ndarray | None = None):
+    def add(
+        self, ids: Sequence[int] | np.ndarray, num_bytes: int, weights: Sequence[int] | np.ndarray | None = None
+    ) -> None:
         """Adds a document: all of its ids, bos and eos included, and the UTF-8 bytes of its learned text.
 
         Raises:
@@ -188,10 +192,10 @@ class TokenStoreWriter:
         return metadata
 
     def abort(self) -> None:
-        """Throws away what was written."""
-        self._tokens_file.close()
-        if self._weights_file is not None:
-            self._weights_file.close()
+        """Throws away what was written; nothing after `close`."""
+        for file in filter(None, (self._tokens_file, self._weights_file)):
+            with contextlib.suppress(OSError):  # a full disk: what is buffered cannot be written, and need not be
+                file.close()
         shutil.rmtree(self._partial, ignore_errors=True)
 
 

@@ -91,6 +91,16 @@ def test_a_store_is_whole_or_absent(tmp_path):
         TokenStoreWriter(path, tokenizer_sha256="t", vocab_size=9, config_sha256="c")
 
 
+def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path):
+    writer = TokenStoreWriter(tmp_path / "s", tokenizer_sha256="t", vocab_size=9, config_sha256="c")
+    writer._tokens_file.close()
+    writer._tokens_file = open("/dev/full", "wb")  # noqa: SIM115 (abort closes it)
+    with pytest.raises(OSError, match="No space left"), writer:
+        for _ in range(100):
+            writer.add([1] * 1000, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_damage_is_found(tmp_path):
     path = tmp_path / "s"
     store = write(path, DOCUMENTS, with_weights=True)
