@@ -96,8 +96,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path):
     writer._tokens_file.close()
     writer._tokens_file = open("/dev/full", "wb")  # noqa: SIM115 (abort closes it)
     with pytest.raises(OSError, match="No space left"), writer:
-        for _ in range(100):
-            writer.add([1] * 1000, 1)
+        writer.add([1] * 100_000, 1)
     assert list(tmp_path.iterdir()) == []
 
 
