@@ -1,0 +1,90 @@
+"""Documents as Arrow batches and as parquet shards, the form in which every step reads and writes them."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines import files
+
+# A row group is what is in memory at one time.
+_GROUP_BYTES = 8 << 20
+_GROUP_DOCUMENTS = 2000
+
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+TEXT_SCHEMA = pa.schema([("id", pa.string()), ("key", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
+CONVERSATION_SCHEMA = TEXT_SCHEMA.append(pa.field("messages", pa.list_(_MESSAGE)))
+
+
+class Document(NamedTuple):
+    """A text, or a conversation together with all of its turns as one text, which is what filters see.
+
+    `id` is unique in the corpus; `key` decides the side of the split.
+    """
+
+    id: str
+    key: str
+    text: str
+    messages: Sequence[Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A parquet file of documents of one source: `<name>.parquet` in the directory of every step."""
+
+    name: str
+    source: str
+    documents: int
+    bytes: int
+
+
+def write_shards(
+    documents: Iterable[Document], directory: Path, *, prefix: str, source: str, shard_bytes: int
+) -> Iterator[Shard]:
+    """Writes <prefix>-NNNN.parquet, a new one whenever one holds `shard_bytes` of text; yields each when whole."""
+    pending = iter(documents)
+    document = next(pending, None)
+    number = 0
+    while document is not None:
+        name = f"{prefix}-{number:04d}"
+        schema = TEXT_SCHEMA if document.messages is None else CONVERSATION_SCHEMA
+        num_documents = num_bytes = group_bytes = 0
+        group: list[tuple] = []
+        with parquet_writer(directory / f"{name}.parquet", schema) as writer:
+            while document is not None and num_bytes < shard_bytes:
+                size = len(document.text.encode())
+                group.append((document.id, document.key, size, document.text, document.messages))
+                num_documents, num_bytes, group_bytes = num_documents + 1, num_bytes + size, group_bytes + size
+                if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_DOCUMENTS:
+                    writer.write_batch(_batch(group, schema))
+                    group, group_bytes = [], 0
+                document = next(pending, None)
+            if group:
+                writer.write_batch(_batch(group, schema))
+        yield Shard(name=name, source=source, documents=num_documents, bytes=num_bytes)
+        number += 1
+
+
+def _batch(rows: list[tuple], schema: pa.Schema) -> pa.RecordBatch:
+    columns = list(zip(*rows, strict=True))[: len(schema)]
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.record_batch(arrays, schema=schema)
+
+
+@contextlib.contextmanager
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer of a whole file or none; every `write_batch` makes a row group."""
+    with files.replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        yield writer
+
+
+def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yields the row groups of a parquet file, one batch each."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=columns)
+            yield pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)

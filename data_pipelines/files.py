@@ -1,0 +1,56 @@
+"""Whole files or none: everything is written under a temporary name and renamed."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, renamed to `path` at the end and removed on an error.
+
+    Raises:
+      OSError: the disk is full or cannot be written, naming `path`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names `path`, and what to do, in every OSError raised while it is written."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        raise OSError(
+            error.errno,
+            f"cannot write {path}: {reason}. What is finished stays; make room and run the same command again",
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_others(directory: Path, keep: set[str]) -> None:
+    """Removes the files of `directory` that an earlier config or a killed run left: all but those in `keep`."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if path.name not in keep and path.is_file():
+            path.unlink()

@@ -1,0 +1,126 @@
+"""manifest.json: what came in, what was dropped and why, and what came out. The same for the same input and config."""
+
+import collections
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import files
+from data_pipelines.documents import Shard
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Count:
+    """Documents and the UTF-8 bytes of their text."""
+
+    documents: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(documents=self.documents + other.documents, bytes=self.bytes + other.bytes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepCounts:
+    """What one step did to the documents of one source.
+
+    Attributes:
+      step: "read" or the name of a stage.
+      dropped: documents by reason; for "read" these are records that went to quarantine.
+    """
+
+    step: str
+    source: str
+    kept: Count
+    dropped: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitCounts:
+    """One token store.
+
+    Attributes:
+      bytes: UTF-8 bytes of the documents; of conversations, of all turns.
+      tokens: ids, with bos, eos and the marks of the turns.
+      learned_bytes: bytes of the text that is learned; for conversations those of the assistant's turns.
+    """
+
+    documents: int
+    bytes: int
+    tokens: int
+    learned_bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for each id."""
+        return self.bytes / self.tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything about a corpus that is not a measurement of time.
+
+    Attributes:
+      config: as JSON, with class names; without output_dir and num_workers, on which nothing depends.
+      steps: the funnel, in order, a row for each step and source.
+      splits: by the name of the store: train and held_out.
+    """
+
+    format_version: int
+    config_sha256: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    tokenizer_sha256: str
+    vocab_size: int
+    steps: tuple[StepCounts, ...]
+    splits: dict[str, SplitCounts]
+
+    def save(self, path: Path) -> None:
+        """Writes the manifest as JSON; bytes_per_token is written beside the counts."""
+        content = dataclasses.asdict(self)
+        for name, split in self.splits.items():
+            content["splits"][name]["bytes_per_token"] = round(split.bytes_per_token, 4)
+        files.write_text(path, json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Manifest":
+        """Reads what `save` wrote."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["steps"] = tuple(StepCounts(**{**step, "kept": Count(**step["kept"])}) for step in content["steps"])
+        for split in content["splits"].values():
+            del split["bytes_per_token"]
+        content["splits"] = {name: SplitCounts(**split) for name, split in content["splits"].items()}
+        return cls(**content)
+
+
+def count_step(
+    step: str,
+    shards: Sequence[Shard],
+    sizes: Sequence[np.ndarray],
+    alive: Sequence[np.ndarray],
+    reasons: Sequence[np.ndarray],
+) -> list[StepCounts]:
+    """Counts, by source, what is alive after a step and the reasons of what it dropped.
+
+    Args:
+      step: its name.
+      shards: all of them.
+      sizes: bytes of each document of each shard.
+      alive: which documents of each shard are left.
+      reasons: why documents of each shard were dropped by this step; "" for the others.
+    """
+    kept: dict[str, Count] = collections.defaultdict(Count)
+    dropped: Mapping[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for shard, size, mask, why in zip(shards, sizes, alive, reasons, strict=True):
+        kept[shard.source] += Count(documents=int(mask.sum()), bytes=int(size[mask].sum()))
+        dropped[shard.source].update(why[why != ""].tolist())
+    return [
+        StepCounts(step=step, source=source, kept=count, dropped=dict(sorted(dropped[source].items())))
+        for source, count in kept.items()
+    ]

@@ -1,0 +1,152 @@
+"""What each kind of source makes of an input file: documents, and rejects with their reasons."""
+
+import hashlib
+import io
+import tokenize
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from data_pipelines.documents import Document
+from data_pipelines.readers import python_functions
+from data_pipelines.readers.inputs import InputFile, SourceConfig
+from data_pipelines.readers.records import Reject, excerpt, read_records, read_text
+from slmjax.config import (
+    ConversationFilesSourceConfig,
+    FilesSourceConfig,
+    PythonFunctionsSourceConfig,
+    PythonLibrarySourceConfig,
+)
+from slmjax.data.conversations import Message, check_messages, parse_conversation
+
+Clean = Callable[[str], str]
+
+
+def read_documents(source: SourceConfig, file: InputFile, clean: Clean) -> Iterator[Document | Reject]:
+    """Documents of one file in order, every text passed through `clean`."""
+    match source:
+        case FilesSourceConfig():
+            yield from _texts(source, file, clean)
+        case ConversationFilesSourceConfig():
+            yield from _conversations(source, file, clean)
+        case PythonLibrarySourceConfig():
+            text = _module(file)
+            if isinstance(text, str):
+                yield _document(f"{source.name}/{file.name}", file.name, text, clean, record=0)
+            else:
+                yield text
+        case PythonFunctionsSourceConfig():
+            text = _module(file)
+            if isinstance(text, Reject):
+                yield text
+                return
+            for name, question, answer in python_functions.pairs(text, source):
+                messages = [Message(role="user", content=question), Message(role="assistant", content=answer)]
+                yield _conversation(f"{source.name}/{file.name}:{name}", file.name, messages, clean, record=0)
+
+
+def _texts(source: FilesSourceConfig, file: InputFile, clean: Clean) -> Iterator[Document | Reject]:
+    if file.format == "text":
+        text = read_text(file, source.max_record_bytes)
+        if isinstance(text, str):
+            yield _document(f"{source.name}/{file.name}", None, text, clean, record=0)
+        else:
+            yield text
+        return
+    columns = filter(None, (source.text_field, source.id_field))
+    for item in read_records(file, columns, source.max_record_bytes):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        number, record = item
+        text = record.get(source.text_field)
+        name = number if source.id_field is None else record.get(source.id_field)
+        if text is None or name is None:
+            missing = source.text_field if text is None else source.id_field
+            yield Reject(number, "missing_field", f"no field {missing!r}, only {sorted(record)}", excerpt(str(record)))
+        elif not isinstance(text, str) or not isinstance(name, str | int):
+            wrong = source.id_field if isinstance(text, str) else source.text_field
+            yield Reject(number, "wrong_type", f"{wrong!r} is not text", excerpt(str(record)))
+        elif source.id_field is None:
+            yield _document(f"{source.name}/{file.name}#{number}", None, text, clean, record=number)
+        else:
+            yield _document(f"{source.name}/{name}", str(name), text, clean, record=number)
+
+
+def _conversations(source: ConversationFilesSourceConfig, file: InputFile, clean: Clean) -> Iterator[Document | Reject]:
+    columns = ["messages", "instruction", "input", "output", "prompt", "completion", "question", "answer", "system"]
+    named = filter(None, (source.messages_field, source.instruction_field, source.output_field))
+    for item in read_records(file, dict.fromkeys([*columns, *named]), source.max_record_bytes):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        number, record = item
+        try:
+            messages = parse_conversation(_rename(record, source))
+        except ValueError as error:
+            yield Reject(number, "bad_conversation", str(error), excerpt(str(record)))
+            continue
+        yield _conversation(f"{source.name}/{file.name}#{number}", None, messages, clean, record=number)
+
+
+def _rename(record: Mapping[str, Any], source: ConversationFilesSourceConfig) -> Mapping[str, Any]:
+    """Gives the fields of a record the names that `parse_conversation` knows."""
+    if source.instruction_field is not None:
+        names = {source.instruction_field: "instruction", source.output_field: "output"}
+        known = {names[name]: value for name, value in record.items() if name in names}
+        return {**known, **{name: record[name] for name in ("input", "system") if name in record}}
+    if source.messages_field in record:
+        return {"messages": record[source.messages_field]}
+    return record
+
+
+def _module(file: InputFile) -> str | Reject:
+    """Text of a Python module, in the encoding that it declares."""
+    content = b"".join(file.read())
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        return content.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return Reject(0, "invalid_encoding", str(error), excerpt(content))
+
+
+def _document(name: str, key: str | None, text: str, clean: Clean, *, record: int) -> Document | Reject:
+    problem = _problem(text)
+    text = clean(text) if problem is None else text
+    if problem is None and not text.strip():
+        problem = "empty_text"
+    if problem is not None:
+        return Reject(record, problem, excerpt=excerpt(text))
+    return Document(name, key or _digest(text), text)
+
+
+def _conversation(
+    name: str, key: str | None, messages: list[Message], clean: Clean, *, record: int
+) -> Document | Reject:
+    text = "\n\n".join(message["content"] for message in messages)
+    if problem := _problem(text):
+        return Reject(record, problem, excerpt=excerpt(text))
+    messages = [Message(role=message["role"], content=clean(message["content"])) for message in messages]
+    try:
+        check_messages(messages)
+    except ValueError as error:  # a turn of control characters alone
+        return Reject(record, "bad_conversation", str(error), excerpt(text))
+    if all(message["role"] != "assistant" for message in messages):
+        return Reject(record, "bad_conversation", "no turn is the assistant's", excerpt(text))
+    first_user = next(message["content"] for message in messages if message["role"] == "user")
+    text = "\n\n".join(message["content"] for message in messages)
+    return Document(name, key or _digest(first_user), text, messages)
+
+
+def _problem(text: str) -> str | None:
+    """What no text may hold: null bytes come from binary files and wrong encodings, surrogates cannot be written."""
+    if "\0" in text:
+        return "null_byte"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "lone_surrogate"
+    return None
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,246 @@
+"""Runs a pipeline: read, measure and decide for every stage, select, tokenise. The order of everything is here."""
+
+import collections
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from data_pipelines import files, measuring, reading, selecting, stages, tasks, tokenising
+from data_pipelines.documents import Shard
+from data_pipelines.engines import Engine
+from data_pipelines.engines.local import LocalEngine
+from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
+from data_pipelines.progress import Reporter
+from data_pipelines.stages import minhash
+from slmjax.config import ExistingTokenizerConfig, NearDedupConfig, PipelineConfig
+from slmjax.data.tokenizer import Tokenizer
+
+
+def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
+    """Makes the corpus that `config` describes, going on from whatever an earlier run had finished.
+
+    In output_dir: train/ and held_out/ (token stores), held_out.jsonl.zst, tokenizer.model (where it is trained),
+    documents/ (the selected text), quarantine/, manifest.json, timings.json, and work/, which is only for resuming.
+
+    Raises:
+      ValueError: nothing to read or nothing left.
+      OSError: an output cannot be written.
+    """
+    if any(isinstance(stage, NearDedupConfig) for stage in config.stages):
+        minhash.check_installed()
+    root = Path(os.path.expandvars(config.output_dir)).expanduser()
+    reporter = Reporter(console or Console())
+    with LocalEngine(config.num_workers) as engine:
+        manifest = _Run(config, root, engine, reporter).all_steps()
+    manifest.save(root / "manifest.json")
+    reporter.save(root / "timings.json")
+    reporter.summary(manifest, root)
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    config: PipelineConfig
+    root: Path
+    engine: Engine
+    reporter: Reporter
+
+    def all_steps(self) -> Manifest:
+        content = tasks.to_json(self.config)
+        content = {name: content[name] for name in content if name not in ("output_dir", "num_workers")}
+        shards, hashes, funnel = self.read()
+        reasons = self.filter(shards, hashes, funnel)
+        hashes = self.select(shards, hashes, reasons)
+        tokenizer_path = self.tokenizer(shards, hashes)
+        tokenizer = Tokenizer.load(tokenizer_path)
+        config_sha256 = tasks.sha256_of(content)
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            config_sha256=config_sha256,
+            config=content,
+            versions=tasks.versions(),
+            tokenizer_sha256=tokenizer.sha256,
+            vocab_size=tokenizer.vocab_size,
+            steps=tuple(funnel),
+            splits=self.tokenise(shards, hashes, tokenizer_path, tokenizer, config_sha256),
+        )
+
+    def step(self, name: str, function: Callable[[Any], tasks.Done], planned: Sequence[tasks.Task]) -> list[tasks.Done]:
+        with self.reporter.step(name, len(planned)) as step:
+            return tasks.run_tasks(self.engine, function, planned, advance=step.advance)
+
+    def read(self) -> tuple[list[Shard], dict[str, str], list[StepCounts]]:
+        """Returns the shards, the sha256 of each by name, and the first rows of the funnel."""
+        planned = reading.plan(self.config, self.root)
+        done = self.step("read", reading.read_unit, planned)
+        kept: dict[str, Count] = {source.name: Count() for source in self.config.sources}
+        quarantined: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in kept}
+        shards: list[Shard] = []
+        for task, unit in zip(planned, done, strict=True):
+            quarantined[task.source.name].update(unit.result["quarantined"])
+            for shard in (Shard(**fields) for fields in unit.result["shards"]):
+                kept[shard.source] += Count(documents=shard.documents, bytes=shard.bytes)
+                shards.append(shard)
+        outputs = {Path(name): digest for unit in done for name, digest in unit.outputs.items()}
+        for directory in ("work/read", "quarantine"):
+            files.remove_others(
+                self.root / directory, {path.name for path in outputs if path.parent == Path(directory)}
+            )
+        funnel = [
+            StepCounts(step="read", source=name, kept=kept[name], dropped=dict(sorted(quarantined[name].items())))
+            for name in kept
+        ]
+        if not shards:
+            raise ValueError(f"not one document could be read (see {self.root / 'quarantine'}): {_why(funnel)}")
+        return shards, {path.stem: digest for path, digest in outputs.items() if path.suffix == ".parquet"}, funnel
+
+    def filter(self, shards: list[Shard], hashes: dict[str, str], funnel: list[StepCounts]) -> list[np.ndarray]:
+        """Returns, for every document of every shard, "<step>.<rule>" that dropped it or ""; extends the funnel."""
+        sizes = [measuring.column(reading.shard_path(self.root, shard), "bytes").to_numpy() for shard in shards]
+        reasons = [np.full(shard.documents, "", object) for shard in shards]
+        for name, stage in _named(self.config.stages).items():
+            planned = [
+                measuring.MeasureTask(
+                    root=self.root,
+                    step=name,
+                    name=shard.name,
+                    fingerprint=tasks.fingerprint(
+                        type(stage).__name__, stages.measured_fields(stage), hashes[shard.name]
+                    ),
+                    stage=stage,
+                    shard=shard,
+                )
+                for shard in shards
+            ]
+            alive = [column == "" for column in reasons]
+            with self.reporter.step(name, len(planned)) as step:
+                tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
+                rules = measuring.drops(stage, self.root, name, shards, alive)
+                for column, living, rule in zip(reasons, alive, rules, strict=True):
+                    rule[~living] = ""
+                    dropped = rule != ""
+                    column[dropped] = [f"{name}.{why}" for why in rule[dropped]]
+                    living &= ~dropped
+                counts = count_step(name, shards, sizes, alive, rules)
+                step.note = _why(counts)
+            funnel += counts
+        if not any((column == "").any() for column in reasons):
+            raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
+        return reasons
+
+    def select(self, shards: list[Shard], hashes: dict[str, str], reasons: list[np.ndarray]) -> dict[str, str]:
+        """Writes the selected documents and returns the sha256 of their shards."""
+        planned = [
+            selecting.SelectTask(
+                root=self.root,
+                step="select",
+                name=shard.name,
+                fingerprint=tasks.fingerprint(self.config.split, hashes[shard.name], tasks.sha256_of(column.tolist())),
+                shard=shard,
+                conversations=self.config.conversations,
+                split=self.config.split,
+                reasons=column.tolist(),
+            )
+            for shard, column in zip(shards, reasons, strict=True)
+        ]
+        done = self.step("select", selecting.select_shard, planned)
+        for directory in ("documents", "work/decisions"):
+            files.remove_others(self.root / directory, {f"{shard.name}.parquet" for shard in shards})
+        fraction = self.config.split.held_out_fraction
+        for side, wanted in (("train", True), ("held_out", fraction > 0)):
+            if wanted and not any(task.result[side] for task in done):
+                kept = sum(int((column == "").sum()) for column in reasons)
+                raise ValueError(
+                    f"the {side} side of the split is empty: {kept} documents with held_out_fraction = {fraction}; "
+                    "change the fraction, or the salt"
+                )
+        return {
+            shard.name: task.outputs[f"documents/{shard.name}.parquet"]
+            for shard, task in zip(shards, done, strict=True)
+        }
+
+    def tokenizer(self, shards: list[Shard], hashes: dict[str, str]) -> Path:
+        """Returns the path of the tokenizer, trained if the config says so."""
+        config = self.config.tokenizer
+        trained = self.root / "tokenizer.model"
+        if isinstance(config, ExistingTokenizerConfig):
+            trained.unlink(missing_ok=True)  # of an earlier config
+            return Path(os.path.expandvars(config.path)).expanduser()
+        task = tokenising.TrainTokenizerTask(
+            root=self.root,
+            step="tokenizer",
+            name="tokenizer",
+            fingerprint=tasks.fingerprint(config, hashes),
+            config=config,
+            shards=shards,
+        )
+        self.step("tokenizer", tokenising.train, [task])
+        return trained
+
+    def tokenise(
+        self,
+        shards: list[Shard],
+        hashes: dict[str, str],
+        tokenizer_path: Path,
+        tokenizer: Tokenizer,
+        config_sha256: str,
+    ) -> dict[str, SplitCounts]:
+        """Writes the stores and held_out.jsonl.zst."""
+        planned = [
+            tokenising.TokeniseTask(
+                root=self.root,
+                step="tokenise",
+                name=shard.name,
+                fingerprint=tasks.fingerprint(tokenizer.sha256, hashes[shard.name]),
+                shard=shard,
+                tokenizer=tokenizer_path,
+                conversations=self.config.conversations,
+            )
+            for shard in shards
+        ]
+        done = self.step("tokenise", tokenising.tokenise_shard, planned)
+        files.remove_others(self.root / "work" / "tokens", {f"{shard.name}.parquet" for shard in shards})
+        outputs = [task.outputs for task in done]
+        names = ["train", "held_out"] if self.config.split.held_out_fraction > 0 else ["train"]
+        stores = [
+            tokenising.StoreTask(
+                root=self.root,
+                step="stores",
+                name=name,
+                fingerprint=tasks.fingerprint(config_sha256, tokenizer.sha256, outputs, hashes),
+                shards=shards,
+                conversations=self.config.conversations,
+                tokenizer_sha256=tokenizer.sha256,
+                vocab_size=tokenizer.vocab_size,
+                config_sha256=config_sha256,
+            )
+            for name in names
+        ]
+        written = self.step("stores", tokenising.write_store, stores)
+        if len(names) == 1:  # what an earlier config held out
+            shutil.rmtree(self.root / "held_out", ignore_errors=True)
+            (self.root / "held_out.jsonl.zst").unlink(missing_ok=True)
+        return {name: SplitCounts(**task.result) for name, task in zip(names, written, strict=True)}
+
+
+def _named(configs: Sequence[stages.StageConfig]) -> dict[str, stages.StageConfig]:
+    """Step names: the class's, numbered from the second of a class on."""
+    named: dict[str, stages.StageConfig] = {}
+    for config in configs:
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(config).__name__.removesuffix("Config")).lower()
+        count = sum(isinstance(other, type(config)) for other in named.values())
+        named[f"{name}_{count + 1}" if count else name] = config
+    return named
+
+
+def _why(counts: Sequence[StepCounts]) -> str:
+    """Reasons and their numbers, over all of `counts`."""
+    total = sum((collections.Counter(row.dropped) for row in counts), collections.Counter())
+    return ", ".join(f"{number:,} {reason}" for reason, number in total.most_common())

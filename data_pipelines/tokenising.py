@@ -1,0 +1,159 @@
+"""The last steps: the tokenizer, the tokens of every shard, and the two token stores."""
+
+import dataclasses
+import functools
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import zstandard
+
+from data_pipelines import files, tasks
+from data_pipelines.documents import Shard, parquet_writer, read_batches
+from data_pipelines.selecting import documents_path, of_side, read_side
+from slmjax.config import TrainTokenizerConfig
+from slmjax.data.conversations import learned_bytes, render
+from slmjax.data.token_store import TokenStore, TokenStoreWriter
+from slmjax.data.tokenizer import Tokenizer, train_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTokenizerTask(tasks.Task):
+    """Trains <root>/tokenizer.model on the training side."""
+
+    config: TrainTokenizerConfig
+    shards: Sequence[Shard]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokeniseTask(tasks.Task):
+    """Tokenises the selected documents of one shard."""
+
+    shard: Shard
+    tokenizer: Path
+    conversations: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreTask(tasks.Task):
+    """Writes the documents of one side, "train" or "held_out" (the task's name), as the token store <root>/<name>."""
+
+    shards: Sequence[Shard]
+    conversations: bool
+    tokenizer_sha256: str
+    vocab_size: int
+    config_sha256: str
+
+
+def train(task: TrainTokenizerTask) -> tasks.Done:
+    """Trains the tokenizer."""
+    started = time.monotonic()
+    output = task.root / "tokenizer.model"
+    rows = read_side(task.root, task.shards, held_out=False, columns=["text"])
+    settings = {field.name: getattr(task.config, field.name) for field in dataclasses.fields(task.config)}
+    with files.naming(output):
+        train_tokenizer((row["text"] for row in rows), output, **settings)
+    return tasks.finish(task, [output], {}, started=started)
+
+
+def _tokens_path(root: Path, shard: Shard) -> Path:
+    return root / "work" / "tokens" / f"{shard.name}.parquet"
+
+
+def tokenise_shard(task: TokeniseTask) -> tasks.Done:
+    """Writes ids (with bos and eos), learned bytes, side and, for conversations, weights of a shard's documents."""
+    started = time.monotonic()
+    output = _tokens_path(task.root, task.shard)
+    tokenizer = _load(task.tokenizer)
+    token_type = pa.uint16() if tokenizer.vocab_size <= 1 << 16 else pa.uint32()
+    fields = [
+        ("ids", pa.list_(token_type)),
+        ("bytes", pa.int64()),
+        ("learned_bytes", pa.int64()),
+        ("held_out", pa.bool_()),
+    ]
+    schema = pa.schema([*fields, ("weights", pa.list_(pa.uint8()))] if task.conversations else fields)
+    num_tokens = 0
+    with parquet_writer(output, schema) as writer:
+        for batch in read_batches(documents_path(task.root, task.shard)):
+            sizes = learned = batch.column("bytes")
+            weight_columns = []
+            if task.conversations:
+                conversations = batch.column("messages").to_pylist()
+                ids, weights = zip(*(render(messages, tokenizer) for messages in conversations), strict=True)
+                learned = pa.array(map(learned_bytes, conversations), pa.int64())
+                weight_columns = [_lists(weights, pa.uint8())]
+            else:
+                texts = tokenizer.encode_batch(batch.column("text").to_pylist())
+                ids = [[tokenizer.bos_id, *text, tokenizer.eos_id] for text in texts]
+            columns = [_lists(ids, token_type), sizes, learned, batch.column("held_out"), *weight_columns]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            num_tokens += sum(map(len, ids))
+    return tasks.finish(task, [output], {"tokens": num_tokens, "bytes": task.shard.bytes}, started=started)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(path: Path) -> Tokenizer:
+    """One a process, not one a task."""
+    return Tokenizer.load(path)
+
+
+def _lists(rows: Sequence[Sequence[int]], element: pa.DataType) -> pa.Array:
+    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    flat = np.concatenate([np.asarray(row, element.to_pandas_dtype()) for row in rows])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, element))
+
+
+def write_store(task: StoreTask) -> tasks.Done:
+    """Writes one token store, documents in the order of the shards; of the held-out side also the text itself."""
+    started = time.monotonic()
+    store = task.root / task.name
+    held_out = task.name == "held_out"
+    if (store / "metadata.json").exists():  # of an earlier config; anything else there is not ours to remove
+        shutil.rmtree(store)
+    writer = TokenStoreWriter(
+        store,
+        tokenizer_sha256=task.tokenizer_sha256,
+        vocab_size=task.vocab_size,
+        config_sha256=task.config_sha256,
+        with_weights=task.conversations,
+    )
+    text_bytes = 0
+    with files.naming(store), writer:
+        for shard in task.shards:
+            for batch in read_batches(_tokens_path(task.root, shard)):
+                side = of_side(batch, held_out=held_out)
+                columns = {name: side.column(name) for name in side.schema.names}
+                for row in range(len(side)):
+                    weights = columns["weights"][row].values.to_numpy() if task.conversations else None
+                    writer.add(columns["ids"][row].values.to_numpy(), columns["learned_bytes"][row].as_py(), weights)
+                text_bytes += sum(columns["bytes"].to_pylist())
+    metadata = TokenStore.open(store).metadata
+    outputs = sorted(store.iterdir())
+    if held_out:
+        outputs.append(_write_text(task))
+    result = {
+        "documents": metadata.num_documents,
+        "bytes": text_bytes,
+        "tokens": metadata.num_tokens,
+        "learned_bytes": metadata.num_bytes,
+    }
+    return tasks.finish(task, outputs, result, started=started)
+
+
+def _write_text(task: StoreTask) -> Path:
+    """Writes held_out.jsonl.zst, for whatever wants the held-out text rather than its tokens."""
+    output = task.root / "held_out.jsonl.zst"
+    columns = ["id", "text", *(["messages"] if task.conversations else [])]
+    with (
+        files.replacing(output) as partial,
+        open(partial, "wb") as file,
+        zstandard.ZstdCompressor().stream_writer(file) as stream,
+    ):
+        for row in read_side(task.root, task.shards, held_out=True, columns=columns):
+            stream.write(orjson.dumps(row) + b"\n")
+    return output
