@@ -1,0 +1,213 @@
+"""Output projection and cross-entropy in one, so that the logits of a whole batch never exist.
+
+Tokens are taken in chunks along T, all rows at a time, so that a batch sharded over rows stays so. The gradient of a
+chunk's logits is formed while they are at hand, in the forward pass: three matrix products a chunk, none recomputed.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens, float32 scalars; divide by `weight` for means. Only `loss` can be differentiated.
+
+    Attributes:
+      loss: nll + z_loss * z.
+      nll: sum of weight * negative log-likelihood, nats.
+      z: sum of weight * logsumexp(logits)^2.
+      weight: sum of the weights.
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    z: jax.Array
+    weight: jax.Array
+
+
+class _Options(NamedTuple):
+    logit_scale: float
+    logit_softcap: float | None
+    z_loss: float
+    chunk_tokens: int
+
+
+def linear_cross_entropy(
+    hidden_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    z_loss: float = 0.0,
+    chunk_tokens: int = 4096,
+) -> LossSums:
+    """Returns the loss of logits = softcap(logit_scale * hidden @ table.T) against the targets.
+
+    z_loss is that of PaLM (Chowdhery et al. 2022, arXiv:2204.02311, section 5). Matrix products are in the dtype of
+    `hidden_BTD`, accumulated in float32, as are all statistics and the gradient of the table.
+
+    Args:
+      hidden_BTD: after the final norm.
+      table_VD: output table, in any float dtype; its gradient has the same.
+      targets_BT: int ids; where the weight is 0 any valid id will do.
+      weights_BT: weight of each token.
+      logit_scale: factor of the logits.
+      logit_softcap: c in c * tanh(logits / c), or None.
+      z_loss: factor of the z term.
+      chunk_tokens: tokens whose logits exist at one time, rounded down to whole columns of the batch; 0 is all.
+    """
+    options = _Options(logit_scale, logit_softcap, z_loss, chunk_tokens)
+    return _loss_sums(options, hidden_BTD, table_VD, targets_BT, weights_BT)
+
+
+def linear_cross_entropy_reference(
+    hidden_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> LossSums:
+    """The same, plainly: whole logits, differentiated by JAX."""
+    logits_BTV = jnp.einsum(
+        "BTD,VD->BTV", hidden_BTD, table_VD.astype(hidden_BTD.dtype), preferred_element_type=jnp.float32
+    )
+    logits_BTV = logit_scale * logits_BTV
+    if logit_softcap is not None:
+        logits_BTV = logit_softcap * jnp.tanh(logits_BTV / logit_softcap)
+    lse_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    nll, z = jnp.sum(weights_BT * (lse_BT - target_BT)), jnp.sum(weights_BT * jnp.square(lse_BT))
+    return LossSums(nll + z_loss * z, *map(jax.lax.stop_gradient, (nll, z, jnp.sum(weights_BT))))
+
+
+def token_losses(
+    hidden_BTD: jax.Array,
+    table_VD: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    chunk_tokens: int = 4096,
+) -> jax.Array:
+    """Returns the negative log-likelihood of each target in nats, float32 (B, T), for evaluation."""
+    options = _Options(logit_scale, logit_softcap, 0.0, chunk_tokens)
+    table_VD = table_VD.astype(hidden_BTD.dtype)
+
+    def chunk(_, piece):
+        hidden_BtD, targets_Bt = piece
+        lse_Bt, target_Bt, *_ = _chunk_statistics(options, hidden_BtD, table_VD, targets_Bt)
+        return None, lse_Bt - target_Bt
+
+    length = targets_BT.shape[1]
+    _, nll_CBt = jax.lax.scan(chunk, None, _chunks(options, hidden_BTD, targets_BT))
+    return _joined(nll_CBt)[:, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_sums(options: _Options, hidden_BTD, table_VD, targets_BT, weights_BT) -> LossSums:
+    table_VD = table_VD.astype(hidden_BTD.dtype)
+
+    def chunk(sums, piece):
+        hidden_BtD, targets_Bt, weights_Bt = piece
+        lse_Bt, target_Bt, *_ = _chunk_statistics(options, hidden_BtD, table_VD, targets_Bt)
+        return _add(sums, lse_Bt, target_Bt, weights_Bt), None
+
+    sums, _ = jax.lax.scan(chunk, _zeros(), _chunks(options, hidden_BTD, targets_BT, weights_BT))
+    return _finish(options, sums)
+
+
+def _forward(options: _Options, hidden_BTD, table_VD, targets_BT, weights_BT):
+    table_dtype = table_VD.dtype
+    table_VD = table_VD.astype(hidden_BTD.dtype)
+
+    def chunk(carry, piece):
+        sums, d_table_VD = carry
+        hidden_BtD, targets_Bt, weights_Bt = piece
+        lse_Bt, target_Bt, logits_BtV, slope_BtV = _chunk_statistics(options, hidden_BtD, table_VD, targets_Bt)
+        # d nll / d logit = softmax - onehot; d lse^2 / d logit = 2 lse softmax.
+        softmax_BtV = jnp.exp(logits_BtV - lse_Bt[..., None])
+        onehot_BtV = jax.lax.broadcasted_iota(jnp.int32, logits_BtV.shape, 2) == targets_Bt[..., None]
+        factor_Bt = 1.0 + 2.0 * options.z_loss * lse_Bt
+        d_logits_BtV = (softmax_BtV * factor_Bt[..., None] - onehot_BtV) * (weights_Bt * options.logit_scale)[..., None]
+        if slope_BtV is not None:
+            d_logits_BtV = d_logits_BtV * slope_BtV
+        d_logits_BtV = d_logits_BtV.astype(hidden_BtD.dtype)
+        d_hidden_BtD = jnp.einsum("BtV,VD->BtD", d_logits_BtV, table_VD)
+        d_table_VD = d_table_VD + jnp.einsum(
+            "BtV,BtD->VD", d_logits_BtV, hidden_BtD, preferred_element_type=jnp.float32
+        )
+        return (_add(sums, lse_Bt, target_Bt, weights_Bt), d_table_VD), d_hidden_BtD
+
+    start = (_zeros(), jnp.zeros(table_VD.shape, jnp.float32))
+    (sums, d_table_VD), d_hidden_CBtD = jax.lax.scan(
+        chunk, start, _chunks(options, hidden_BTD, targets_BT, weights_BT)
+    )
+    d_hidden_BTD = _joined(d_hidden_CBtD)[:, : hidden_BTD.shape[1]]
+    return _finish(options, sums), (d_hidden_BTD, d_table_VD.astype(table_dtype))
+
+
+def _backward(options: _Options, gradients, cotangent: LossSums):
+    scaled = [(cotangent.loss * gradient).astype(gradient.dtype) for gradient in gradients]
+    return *scaled, None, None
+
+
+_loss_sums.defvjp(_forward, _backward)
+
+
+def _chunk_statistics(options: _Options, hidden_BtD, table_VD, targets_Bt):
+    """Returns logsumexp, the target's logit, the logits and the softcap's slope (None without one) of one chunk."""
+    logits_BtV = jnp.einsum("BtD,VD->BtV", hidden_BtD, table_VD, preferred_element_type=jnp.float32)
+    if options.logit_scale != 1.0:
+        logits_BtV = options.logit_scale * logits_BtV
+    slope_BtV = None
+    if options.logit_softcap is not None:
+        ratio_BtV = jnp.tanh(logits_BtV / options.logit_softcap)
+        logits_BtV, slope_BtV = options.logit_softcap * ratio_BtV, 1.0 - jnp.square(ratio_BtV)
+    lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
+    return lse_Bt, target_Bt, logits_BtV, slope_BtV
+
+
+def _chunks(options: _Options, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Splits each (B, T, ...) into (C, B, t, ...), padding T with zeros (weight 0)."""
+    rows, length = arrays[0].shape[:2]
+    width = length if options.chunk_tokens == 0 else min(length, max(1, options.chunk_tokens // rows))
+    count = -(-length // width)
+
+    def split(x):
+        x = jnp.pad(x, ((0, 0), (0, count * width - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(rows, count, width, *x.shape[2:]), 1, 0)
+
+    return tuple(map(split, arrays))
+
+
+def _joined(x_CBt: jax.Array) -> jax.Array:
+    """Undoes `_chunks` but for the padding."""
+    x_BCt = jnp.moveaxis(x_CBt, 0, 1)
+    return x_BCt.reshape(x_BCt.shape[0], -1, *x_BCt.shape[3:])
+
+
+def _zeros() -> tuple[jax.Array, ...]:
+    return (jnp.zeros((), jnp.float32),) * 3
+
+
+def _add(sums, lse_Bt, target_Bt, weights_Bt):
+    nll, z, weight = sums
+    weights_Bt = weights_Bt.astype(jnp.float32)
+    return (
+        nll + jnp.sum(weights_Bt * (lse_Bt - target_Bt)),
+        z + jnp.sum(weights_Bt * jnp.square(lse_Bt)),
+        weight + jnp.sum(weights_Bt),
+    )
+
+
+def _finish(options: _Options, sums) -> LossSums:
+    nll, z, weight = sums
+    return LossSums(nll + options.z_loss * z, nll, z, weight)
