@@ -38,13 +38,13 @@ def _steps(steps: list[dict[str, Any]]) -> Html:
                     step["step"],
                     kept["documents"],
                     page.bar(kept["documents"] / max(came_in, 1)),
-                    f"{kept['bytes'] / 1e6:,.2f} MB",
+                    kept["bytes"] / 1e6,
                     f"{lost:,} ({lost / before:.1%})" if lost else "",
                     reasons,
                 )
             )
             before = kept["documents"]
-        header = ("step", "documents left", "", "text", "dropped", "reasons")
+        header = ("step", "documents left", "", "text, MB", "dropped", "reasons")
         tables += [element("h3", f"Source {source}: {came_in:,} records"), page.table(header, rows)]
     return joined(tables)
 
@@ -58,13 +58,13 @@ def _splits(manifest: dict[str, Any]) -> Html:
         (
             name,
             split["documents"],
-            f"{split['bytes'] / 1e6:,.2f} MB",
+            split["bytes"] / 1e6,
             split["tokens"],
             split["bytes"] / max(split["tokens"], 1),
         )
         for name, split in manifest["splits"].items()
     ]
-    header = ("split", "documents", "text", "tokens", "bytes a token")
+    header = ("split", "documents", "text, MB", "tokens", "bytes a token")
     return joined(
         [
             element("h3", f"Token stores, vocabulary {manifest['vocab_size']:,}"),

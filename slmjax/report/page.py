@@ -6,9 +6,13 @@ from typing import Any
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --dim: #5c6370; --page: #ffffff; --panel: #f5f6f8; --line: #d8dce2;
-  --accent: #0060a8; --prompt: #fff3c4; --bar: #9cc5e6; --warn: #9a3b00; }
+  --accent: #0060a8; --prompt: #fff3c4; --bar: #9cc5e6; --warn: #9a3b00;
+  --curve-0: #0072b2; --curve-1: #d55e00; --curve-2: #009e73; --curve-3: #b0508a; --curve-4: #a87400;
+  --curve-5: #5a5ad6; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e6ea; --dim: #a0a7b3; --page: #16181c; --panel: #1f2228;
-  --line: #393e47; --accent: #6db8f2; --prompt: #4d4318; --bar: #2d5b80; --warn: #ffb27a; } }
+  --line: #393e47; --accent: #6db8f2; --prompt: #4d4318; --bar: #2d5b80; --warn: #ffb27a;
+  --curve-0: #5db4f0; --curve-1: #ff9b5e; --curve-2: #4fd0a5; --curve-3: #e8a0cb; --curve-4: #f0c04a;
+  --curve-5: #a9a9ff; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem; max-width: 76rem; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -19,11 +23,11 @@ a { color: var(--accent); }
 .warn { color: var(--warn); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; vertical-align: top;
+th, td { padding: 0.25rem 1.2rem 0.25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; } td.number, th.number { text-align: right; white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1rem; }
-.plots svg { width: 100%; height: auto; background: var(--panel); border-radius: 6px; }
+.plots svg { width: 100%; height: auto; padding: 0.6rem; background: var(--panel); border-radius: 6px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; } dt { color: var(--dim); }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: var(--panel); padding: 0.8rem; border-radius: 6px; white-space: pre-wrap; overflow-wrap: anywhere;

@@ -10,10 +10,10 @@ import numpy as np
 
 from slmjax.report.read import Series
 
-# Okabe & Ito 2008: distinguishable to colour-blind readers, and on white as on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-# A colour that no plot uses, replaced by the page's own in the text of the SVG.
-_PAGE_COLOUR = "#010203"
+# Stand-ins, which the SVG's text replaces by the page's colours for text (below) and for curves (page.py).
+COLOURS = ("#010200", "#010201", "#010202", "#010203", "#010204", "#010205")
+_TEXT_COLOUR = "#010206"
+_MAX_POINTS = 2000
 
 
 class Line(NamedTuple):
@@ -25,24 +25,26 @@ class Line(NamedTuple):
     colour: str
 
 
-def smooth(series: Series, points: int = 40) -> Series:
-    """Returns the exponential moving average whose weights sum to one from the first value on (Adam's correction).
+def thin(series: Series) -> Series:
+    """Returns every n-th point, so that at most 2,000 are drawn; the last one is kept."""
+    every = -(-len(series.steps) // _MAX_POINTS)
+    return Series(series.steps[::-every][::-1], series.values[::-every][::-1])
 
-    Its time constant is the number of values / `points`.
-    """
-    decay = 1 - 1 / max(1.0, len(series.values) / points)
-    total, weight, averages = 0.0, 0.0, []
-    for value in series.values:
-        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        averages.append(total / weight)
-    return Series(series.steps, np.array(averages))
+
+def smooth(series: Series) -> Series:
+    """Returns Gaussian averages, a fiftieth of the curve wide (standard deviation); unlike an EMA they do not lag."""
+    count = len(series.values)
+    sigma = max(count / 50, 1.0)
+    weights = np.exp(-0.5 * (np.arange(1 - count, count) / sigma) ** 2)
+    total = np.convolve(weights, series.values, "valid")
+    return Series(series.steps, total / np.convolve(weights, np.ones(count), "valid"))
 
 
 def line_plot(name: str, title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
     """Returns an <svg> of `lines` over steps. `name` makes its ids unique in the page; the output is reproducible."""
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
@@ -53,7 +55,7 @@ def line_plot(name: str, title: str, lines: Sequence[Line], *, log_scale: bool =
         "axes.spines.right": False,
         **dict.fromkeys(
             ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"),
-            _PAGE_COLOUR,
+            _TEXT_COLOUR,
         ),
     }
     with matplotlib.rc_context(settings):
@@ -72,9 +74,11 @@ def line_plot(name: str, title: str, lines: Sequence[Line], *, log_scale: bool =
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         if log_scale:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.15)
+        axes.margins(x=0.02)
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=10)
         buffer = io.StringIO()
@@ -95,6 +99,8 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace(_PAGE_COLOUR, "currentColor")
+    svg = svg.replace(_TEXT_COLOUR, "currentColor")
+    for i, colour in enumerate(COLOURS):
+        svg = svg.replace(colour, f"var(--curve-{i})")
     svg = re.sub(r"font-family: [^;]*", "font-family: system-ui, sans-serif", svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)

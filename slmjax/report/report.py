@@ -15,8 +15,8 @@ from slmjax.gin_loader import from_json
 from slmjax.report import page
 from slmjax.report.funnel import funnel_section
 from slmjax.report.page import Html, element, joined, number
-from slmjax.report.plots import COLOURS, Line, line_plot, smooth
-from slmjax.report.read import RunRecord, read_data, read_run
+from slmjax.report.plots import COLOURS, Line, line_plot, smooth, thin
+from slmjax.report.read import RunRecord, Series, read_data, read_run
 
 _SHOWN_SAMPLES = 12
 _SCORES = (("loss", "loss, nats a token"), ("perplexity", "perplexity"), ("bits_per_byte", "bits per byte"))
@@ -152,10 +152,7 @@ def _plots(record: RunRecord, anchor: str) -> Html:
     metrics = record.metrics
     plots = []
     if "loss" in metrics:
-        lines = [
-            Line("each logged step", metrics["loss"], "raw", COLOURS[0]),
-            Line("smoothed", smooth(metrics["loss"]), "smooth", COLOURS[0]),
-        ]
+        lines = _averaged(metrics["loss"])
         held_out = sorted(name for name in metrics if name.endswith("/loss"))
         lines += [
             Line(
@@ -170,12 +167,20 @@ def _plots(record: RunRecord, anchor: str) -> Html:
         ("grad_norm", "Gradient norm before clipping", True),
     ):
         if name in metrics:
-            style = "smooth" if name == "learning_rate" else "raw"
-            lines = [Line(name, metrics[name], style, COLOURS[0])]
+            exact = name == "learning_rate"
+            lines = [Line(title, thin(metrics[name]), "smooth", COLOURS[0])] if exact else _averaged(metrics[name])
             plots.append(line_plot(f"{anchor}-{name}", title, lines, log_scale=log_scale))
     if not plots:
         return element("p", "No training metrics.", class_="dim")
     return element("div", *map(Html, plots), class_="plots")
+
+
+def _averaged(series: Series) -> list[Line]:
+    series = thin(series)
+    return [
+        Line("each logged step", series, "raw", COLOURS[0]),
+        Line("smoothed", smooth(series), "smooth", COLOURS[0]),
+    ]
 
 
 def _evaluation(record: RunRecord) -> Html:
