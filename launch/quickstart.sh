@@ -12,8 +12,9 @@ step slmjax data configs/quickstart_data.gin
 step slmjax data configs/quickstart_instruct_data.gin
 step slmjax train configs/quickstart.gin
 step slmjax train configs/quickstart_instruct.gin
-step slmjax eval configs/quickstart.gin
+step slmjax eval configs/quickstart.gin --baselines runs/quickstart/data
 step slmjax eval configs/quickstart_instruct.gin
 step slmjax sample configs/quickstart.gin --prompt 'def read_lines(path):'
 step slmjax sample configs/quickstart_instruct.gin --instruct --prompt 'Return the sum of two numbers.'
-step slmjax report configs/quickstart.gin configs/quickstart_instruct.gin
+step slmjax report runs/quickstart/pretrain runs/quickstart/instruct --output runs/quickstart/report.html \
+  --data runs/quickstart/data --data runs/quickstart/instruct_data
