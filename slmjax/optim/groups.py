@@ -15,7 +15,7 @@ FROZEN = "frozen"  # moved by the model's own rule (loss-free balancing), never 
 GROUPS = {
     MATRIX: r"w_[a-z0-9_]+_[A-Z]+",
     EMBEDDING: r"(un)?embed_[A-Z]+",
-    VECTOR: r"(gain|b_[a-z0-9_]+|sinks)_[A-Z]+",
+    VECTOR: r"(gain|b|b_[a-z0-9_]+|sinks)_[A-Z]+",
     ROUTER: r"router_[A-Z]+",
     FROZEN: r"balance_bias_[A-Z]+",
 }

@@ -14,6 +14,7 @@ from slmjax.optim import group_of, groups, label_tree
         ("final_norm/gain_D", "vector"),
         ("layers/0/mixer/w_q_DNH", "matrix"),
         ("layers/0/mixer/w_o_NHD", "matrix"),
+        ("layers/0/norm/b_D", "vector"),
         ("layers/0/mixer/b_q_NH", "vector"),
         ("layers/0/mixer/sinks_N", "vector"),
         ("layers/0/feed_forward/w_gate_EDF", "matrix"),
