@@ -77,33 +77,36 @@ def _look_up(sorted_keys: np.ndarray, values: np.ndarray, keys: np.ndarray) -> n
     return np.where(sorted_keys[places] == keys, values[places], 0)
 
 
-def baselines(train: bytes, held_out: bytes) -> dict[str, float]:
-    """Returns bits per byte of `held_out` by name: the compressors and, trained on `train`, "order-4 bytes"."""
-    return {**compressor_bits_per_byte(held_out), "order-4 bytes": byte_model_bits_per_byte(train, held_out)}
+def run_baselines(run_config: RunConfig, tokenizer: Tokenizer, data_dir: Path) -> dict[str, dict[str, float]]:
+    """Returns {evaluation set: {name: bits per byte}} for the run's evaluation sets of plain text under `data_dir`.
 
+    The names are those of the compressors, and "order-4 bytes" for the byte model, trained on the run's training text
+    (its first `MAX_TRAIN_BYTES`); there is none for a run that trains on conversations only. Conversations have no
+    baselines: a model is scored on the assistant's words alone, given the others.
 
-def run_baselines(run_config: RunConfig, tokenizer: Tokenizer) -> dict[str, dict[str, float]]:
-    """Returns {name of evaluation set: baselines of its text}, the byte model trained on the run's training text.
-
-    Of the training text the first `MAX_TRAIN_BYTES` are used. Conversations are left out: of those a model is scored
-    on the assistant's words alone, a compressor could only be on all of them.
+    Raises:
+      ValueError: no evaluation set of plain text lies in `data_dir`.
     """
-    sources = dict.fromkeys(source.path for stage in run_config.input.stages for source in stage.sources)
-    sets = {
-        eval_set.name: eval_set
+    inside = _expand(data_dir).resolve()
+    sets = [
+        eval_set
         for eval_set in run_config.evaluation.sets
-        if not TokenStore.open(eval_set.source.path).metadata.with_weights
-    }
+        if _expand(eval_set.source.path).resolve().is_relative_to(inside) and _is_text(eval_set.source.path)
+    ]
     if not sets:
-        return {}
-    train = b"".join(read_text(path, tokenizer=tokenizer, max_bytes=MAX_TRAIN_BYTES) for path in sources)
-    return {
-        name: baselines(
-            train[:MAX_TRAIN_BYTES],
-            read_text(eval_set.source.path, tokenizer=tokenizer, max_tokens=eval_set.max_tokens),
-        )
-        for name, eval_set in sets.items()
-    }
+        given = ", ".join(f"{eval_set.name} ({eval_set.source.path})" for eval_set in run_config.evaluation.sets)
+        raise ValueError(f"no evaluation set of plain text lies in {data_dir}; the run has {given or 'none'}")
+    paths = dict.fromkeys(source.path for stage in run_config.input.stages for source in stage.sources)
+    train = bytearray()
+    for path in filter(_is_text, paths):
+        train += read_text(path, tokenizer=tokenizer, max_bytes=MAX_TRAIN_BYTES - len(train))
+    baselines = {}
+    for eval_set in sets:
+        text = read_text(eval_set.source.path, tokenizer=tokenizer, max_tokens=eval_set.max_tokens)
+        baselines[eval_set.name] = compressor_bits_per_byte(text)
+        if train:
+            baselines[eval_set.name]["order-4 bytes"] = byte_model_bits_per_byte(bytes(train), text)
+    return baselines
 
 
 def read_text(
@@ -118,13 +121,13 @@ def read_text(
     Args:
       path: a jsonl or jsonl.zst file with a field `text`, or a token store.
       tokenizer: the one that wrote the token store.
-      max_tokens: of a token store, read no more than so many tokens from its start.
+      max_tokens: of a token store, read whole documents of no more than so many tokens, but at least one.
       max_bytes: cut the stream here; None is all of it.
 
     Raises:
       ValueError: the file cannot be read, or a line of it is no object with a text.
     """
-    path = Path(os.path.expandvars(path)).expanduser()
+    path = _expand(path)
     if path.is_dir():
         if tokenizer is None:
             raise ValueError(f"{path} is a token store: its text needs the tokenizer that wrote it")
@@ -142,13 +145,11 @@ def read_text(
 def _store_texts(path: Path, tokenizer: Tokenizer, max_tokens: int | None) -> Iterator[str]:
     store = TokenStore.open(path)
     check_tokenizer(store, tokenizer)
-    left = store.num_tokens if max_tokens is None else max_tokens
-    for index in range(store.num_documents):
-        ids = store.document(index)[:left]
-        left -= len(ids)
-        yield tokenizer.decode(ids.tolist())
-        if left <= 0:
-            return
+    num_documents = store.num_documents
+    if max_tokens is not None:  # whole documents, as slmjax.data.loader.eval_batches reads them
+        num_documents = max(1, int(np.searchsorted(store.document_starts, max_tokens, side="right")) - 1)
+    for index in range(num_documents):
+        yield tokenizer.decode(store.document(index).tolist())
 
 
 def _json_texts(path: Path) -> Iterator[str]:
@@ -168,6 +169,14 @@ def _text_of(line: bytes, place: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise ValueError(f"{place}: expected an object with the field text, got {line[:80]!r}")
     return record["text"]
+
+
+def _is_text(path: str) -> bool:
+    return not TokenStore.open(path).metadata.with_weights
+
+
+def _expand(path: str | os.PathLike) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def _require_text(text: bytes, name: str) -> None:

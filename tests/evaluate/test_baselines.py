@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import zstandard
 
+from slmjax import config as c
 from slmjax.data.token_store import TokenStoreWriter
+from slmjax.data.tokenizer import Tokenizer
 from slmjax.evaluate import baselines
 
 
@@ -53,8 +55,9 @@ def test_bits_per_byte_of_known_cases():
 
 
 def test_empty_text_is_refused():
-    with pytest.raises(ValueError, match="held-out text is empty"):
-        baselines.baselines(b"abc", b"")
+    for measure in (baselines.compressor_bits_per_byte, lambda text: baselines.byte_model_bits_per_byte(b"abc", text)):
+        with pytest.raises(ValueError, match="held-out text is empty"):
+            measure(b"")
 
 
 def test_reads_jsonl_with_and_without_zstd(tmp_path):
@@ -79,21 +82,76 @@ def test_a_file_that_is_no_zstd_is_a_clear_error(tmp_path):
         baselines.read_text(tmp_path / "bad.jsonl.zst")
 
 
-class LetterTokenizer:
-    sha256 = "0" * 64
+class LetterTokenizer(Tokenizer):
+    """1 is "a", 2 is "b", ...; 0 begins and ends a document."""
+
+    def __init__(self):
+        self.sha256 = "0" * 64
 
     def decode(self, ids):
         return "".join(chr(96 + i) for i in ids if i > 0)
 
 
-def test_reads_a_token_store_up_to_max_tokens(tmp_path):
+def write_store(path, *texts, weights=False):
     identity = {"tokenizer_sha256": "0" * 64, "config_sha256": "1" * 64}
-    with TokenStoreWriter(tmp_path / "store", vocab_size=30, **identity) as writer:
-        writer.add([0, 1, 2, 0], 2)
-        writer.add([0, 3, 4, 5, 0], 3)
-    read = lambda **limits: baselines.read_text(tmp_path / "store", tokenizer=LetterTokenizer(), **limits)  # noqa: E731
+    with TokenStoreWriter(path, vocab_size=30, with_weights=weights, **identity) as writer:
+        for text in texts:
+            ids = [0, *(ord(letter) - 96 for letter in text), 0]
+            writer.add(ids, len(text), [1] * len(ids) if weights else None)
+    return str(path)
+
+
+def test_reads_whole_documents_of_a_token_store_up_to_max_tokens(tmp_path):
+    write_store(tmp_path / "store", "ab", "cde")
+
+    def read(**limits):
+        return baselines.read_text(tmp_path / "store", tokenizer=LetterTokenizer(), **limits)
+
     assert read() == b"abcde"
-    assert read(max_tokens=6) == b"abc"
+    assert [read(max_tokens=n) for n in (1, 4, 8, 9)] == [b"ab", b"ab", b"ab", b"abcde"]
     assert read(max_bytes=4) == b"abcd"
     with pytest.raises(ValueError, match="needs the tokenizer"):
         baselines.read_text(tmp_path / "store")
+
+
+def run_config(train, eval_sets):
+    layer = c.LayerConfig(
+        mixer=c.AttentionConfig(num_heads=1, num_kv_heads=1, head_dim=2, rope=None),
+        feed_forward=c.FeedForwardConfig(hidden=2),
+        norm=c.RMSNormConfig(),
+    )
+    sources = tuple(c.TokenSourceConfig(path=path) for path in train)
+    return c.RunConfig(
+        output_dir="",
+        steps=1,
+        model=c.ModelConfig(vocab_size=30, width=2, pattern=(layer,), repeats=1, final_norm=c.RMSNormConfig()),
+        input=c.InputConfig(
+            tokenizer="", stages=(c.MixtureStageConfig(sources=sources),), batch_size=1, sequence_length=8
+        ),
+        optimizer=c.AdamWConfig(peak_lr=1.0),
+        schedule=c.ConstantScheduleConfig(),
+        checkpoint=c.CheckpointConfig(every_steps=1),
+        evaluation=c.EvaluationConfig(
+            sets=tuple(
+                c.EvalSetConfig(name=name, source=c.TokenSourceConfig(path=path), max_tokens=max_tokens)
+                for name, path, max_tokens in eval_sets
+            )
+        ),
+    )
+
+
+def test_baselines_of_a_run(tmp_path):
+    train = [write_store(tmp_path / "train", "abcabcabd"), write_store(tmp_path / "chats", "zzz", weights=True)]
+    held_out = write_store(tmp_path / "data" / "held_out", "abcab", "zz")
+    talk = write_store(tmp_path / "data" / "talk", "abc", weights=True)
+    elsewhere = write_store(tmp_path / "elsewhere", "xyz")
+    sets = [("all", held_out, None), ("first", held_out, 7), ("talk", talk, None), ("far", elsewhere, None)]
+    found = baselines.run_baselines(run_config(train, sets), LetterTokenizer(), tmp_path / "data")
+    assert list(found) == ["all", "first"]
+    for name, text in (("all", b"abcabzz"), ("first", b"abcab")):
+        expected = baselines.byte_model_bits_per_byte(b"abcabcabd", text)
+        assert found[name] == {**baselines.compressor_bits_per_byte(text), "order-4 bytes": expected}
+    without_text = baselines.run_baselines(run_config(train[1:], sets), LetterTokenizer(), tmp_path / "data")
+    assert list(without_text["all"]) == ["gzip -9", "zstd -19", "xz -9"]
+    with pytest.raises(ValueError, match=r"no evaluation set of plain text lies in .*; the run has talk"):
+        baselines.run_baselines(run_config(train, sets[2:3]), LetterTokenizer(), tmp_path / "data")
