@@ -9,7 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +110,18 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
                 log.step(step, metrics, batch)
                 done = step + 1
                 if _due(done, run.evaluation.every_steps) and done < run.steps:
-                    log.evaluation(done, _evaluate(run, state, mesh))
+                    log.evaluation(done, lambda: evaluate_all(state.params, run, mesh=mesh))
                 interrupted = stop.requested(synchronise=_due(done, run.tracking.log_every_steps))
                 if interrupted or done == run.steps or _due(done, run.checkpoint.every_steps):
                     log.flush()
-                    save(done, state)
+                    with log.meter.paused():
+                        save(done, state)
                 if interrupted:
                     checkpointer.wait()
                     return Outcome(done, True, log.latest)
             log.flush()
             if run.evaluation.sets:
-                log.evaluation(run.steps, _evaluate(run, state, mesh))
+                log.evaluation(run.steps, lambda: evaluate_all(state.params, run, mesh=mesh))
             checkpointer.wait()
             return Outcome(run.steps, False, log.latest)
     finally:
@@ -201,10 +202,6 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _evaluate(run: RunConfig, state: TrainState, mesh: Mesh) -> dict[str, float]:
-    return evaluate_all(state.params, run, mesh=mesh)
-
-
 def _profile(run: RunConfig, step: int, output_dir: Path) -> None:
     if run.tracking.profile_steps is None:
         return
@@ -257,11 +254,11 @@ class _Log:
             metrics |= self.meter.read(flops_per_token=flops)
             self._log(step + 1, metrics)
 
-    def evaluation(self, step: int, metrics: dict[str, float]) -> None:
-        """Logs an evaluation after `step` updates; its time does not count as training."""
+    def evaluation(self, step: int, evaluate: Callable[[], dict[str, float]]) -> None:
+        """Evaluates after `step` updates and logs it; its time does not count as training."""
         self.flush()
         with self.meter.paused():
-            self._log(step, metrics)
+            self._log(step, evaluate())
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.latest |= metrics
