@@ -23,7 +23,8 @@ find_python() {
       return
     fi
   done
-  echo "slmjax needs Python 3.11 or newer; ${PYTHON:-python3} is $("${PYTHON:-python3}" --version 2>&1 || true)." >&2
+  candidate=${PYTHON:-python3}
+  echo "slmjax needs Python 3.11 or newer; $candidate is $("$candidate" --version 2>/dev/null || echo "not there")." >&2
   echo "Install one and name it: make PYTHON=/path/to/python3.12 ..." >&2
   return 1
 }
