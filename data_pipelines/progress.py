@@ -62,14 +62,19 @@ class Reporter:
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def save(self, path: Path) -> None:
-        """Writes the wall time and rate of each step of this run."""
-        files.write_text(path, json.dumps(self._timings, indent=1) + "\n")
+        """Writes the wall time and rate of each step; a step with nothing to do keeps those of the run that did it."""
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        timings = {
+            name: earlier.get(name, timing) if timing["tasks"] == timing["tasks_done_before"] else timing
+            for name, timing in self._timings.items()
+        }
+        files.write_text(path, json.dumps(timings, indent=1) + "\n")
 
     def summary(self, manifest: Manifest, root: Path) -> None:
         """Prints the funnel and the sizes of the stores."""
         table = Table(title=str(root), title_justify="left")
         for heading in ("step", "source", "documents", "MB", "dropped"):
-            table.add_column(heading, justify="right" if heading in ("documents", "MB") else "left")
+            table.add_column(heading, justify="right" if heading in ("documents", "MB") else "left", overflow="fold")
         for step in manifest.steps:
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in step.dropped.items())
             kept = step.kept

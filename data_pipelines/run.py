@@ -39,6 +39,8 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     reporter = Reporter(console or Console())
     with LocalEngine(config.num_workers) as engine:
         manifest = _Run(config, root, engine, reporter).all_steps()
+    for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed
+        path.unlink()
     manifest.save(root / "manifest.json")
     reporter.save(root / "timings.json")
     reporter.summary(manifest, root)
@@ -122,6 +124,9 @@ class _Run:
             alive = [column == "" for column in reasons]
             with self.reporter.step(name, len(planned)) as step:
                 tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
+                files.remove_others(
+                    self.root / "work" / "attributes" / name, {f"{shard.name}.parquet" for shard in shards}
+                )
                 rules = measuring.drops(stage, self.root, name, shards, alive)
                 for column, living, rule in zip(reasons, alive, rules, strict=True):
                     rule[~living] = ""
@@ -201,6 +206,7 @@ class _Run:
                 fingerprint=tasks.fingerprint(tokenizer.sha256, hashes[shard.name]),
                 shard=shard,
                 tokenizer=tokenizer_path,
+                tokenizer_sha256=tokenizer.sha256,
                 conversations=self.config.conversations,
             )
             for shard in shards

@@ -35,6 +35,7 @@ class TokeniseTask(tasks.Task):
 
     shard: Shard
     tokenizer: Path
+    tokenizer_sha256: str
     conversations: bool
 
 
@@ -68,7 +69,7 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
     """Writes ids (with bos and eos), learned bytes, side and, for conversations, weights of a shard's documents."""
     started = time.monotonic()
     output = _tokens_path(task.root, task.shard)
-    tokenizer = _load(task.tokenizer)
+    tokenizer = _load(task.tokenizer, task.tokenizer_sha256)
     token_type = pa.uint16() if tokenizer.vocab_size <= 1 << 16 else pa.uint32()
     fields = [
         ("ids", pa.list_(token_type)),
@@ -97,9 +98,12 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(path: Path) -> Tokenizer:
-    """One a process, not one a task."""
-    return Tokenizer.load(path)
+def _load(path: Path, sha256: str) -> Tokenizer:
+    """One a process, not one a task; another when the file has changed."""
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.sha256 != sha256:
+        raise ValueError(f"{path} changed while it was used; run the same command again")
+    return tokenizer
 
 
 def _lists(rows: Sequence[Sequence[int]], element: pa.DataType) -> pa.Array:

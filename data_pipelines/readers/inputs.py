@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -131,10 +132,14 @@ def _find(path: str) -> dict[str, dict[str, Any]]:
     filesystem, plain = url_to_fs(path)
     if filesystem.isfile(plain):
         names = [plain]
-    elif filesystem.isdir(plain):
-        names = [name for name in filesystem.find(plain) if "/." not in name.removeprefix(plain.rstrip("/"))]
+    elif filesystem.isdir(plain) or has_magic(plain):
+        candidates = (
+            filesystem.find(plain) if filesystem.isdir(plain) else filter(filesystem.isfile, filesystem.glob(plain))
+        )
+        parent = re.split(r"[*?\[]", plain)[0].rstrip("/")
+        names = [name for name in candidates if "/." not in name.removeprefix(parent)]
     else:
-        names = [name for name in filesystem.glob(plain) if filesystem.isfile(name)] if has_magic(plain) else []
+        names = []
     if not names:
         raise ValueError("it matches no file")
     local = isinstance(filesystem, LocalFileSystem)

@@ -22,7 +22,7 @@ def pairs(source: str, config: PythonFunctionsSourceConfig) -> Iterator[tuple[st
         warnings.simplefilter("ignore")  # invalid escapes in old modules
         try:
             tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
             return
     # Not splitlines: it also breaks at form feeds, which the parser does not count as line ends.
     lines = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")

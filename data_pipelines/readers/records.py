@@ -81,17 +81,20 @@ def _too_long(record: int, content: bytes, max_bytes: int) -> Reject:
 
 
 def _json_lines(file: InputFile, max_bytes: int) -> Records:
-    number = 0
+    number, blank = 0, True
     try:
         for line, size in _lines(_chunks(file), max_bytes):
             number += 1
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            blank = blank and not line.strip()
             if size > max_bytes:
                 yield _too_long(number, line, max_bytes)
-            elif line := (line if number > 1 else line.removeprefix(b"\xef\xbb\xbf")).strip():
+            elif line.strip():
                 yield _parse(number, line)
     except _DamagedError as error:
         yield Reject(number + 1, error.reason, error.detail)
-    if number == 0:
+        return
+    if blank:
         yield Reject(0, "empty_file")
 
 
