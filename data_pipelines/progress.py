@@ -35,10 +35,14 @@ class Step:
 
 
 class Reporter:
-    """Prints a line for every step, and the funnel at the end."""
+    """Prints a line for every step, and the funnel at the end; writes timings.json after every step."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, timings_path: Path):
         self._console = console
+        self._path = timings_path
+        self._earlier: dict[str, dict[str, float | int | None]] = {}
+        if timings_path.exists():
+            self._earlier = json.loads(timings_path.read_text(encoding="utf-8"))
         self._timings: dict[str, dict[str, float | int | None]] = {}
 
     @contextlib.contextmanager
@@ -51,24 +55,18 @@ class Reporter:
             yield step
         seconds = time.monotonic() - started
         rate = step.bytes / seconds / 1e6 if step.bytes else None
-        self._timings[name] = {
+        timing = {
             "seconds": round(seconds, 3),
             "megabytes_per_second": rate and round(rate, 2),
             "tasks": num_tasks,
             "tasks_done_before": step.num_skipped,
         }
+        # A step with nothing to do keeps the timing of the run that did it.
+        self._timings[name] = self._earlier.get(name, timing) if num_tasks == step.num_skipped else timing
+        files.write_text(self._path, json.dumps(self._timings, indent=1) + "\n")
         shown_rate = "done before" if num_tasks == step.num_skipped else f"{rate:.1f} MB/s" if rate else ""
         line = f"{name:<20} {seconds:6.1f} s  {shown_rate:>12}  {step.note}".rstrip()
         self._console.print(line, highlight=False, soft_wrap=True)
-
-    def save(self, path: Path) -> None:
-        """Writes the wall time and rate of each step; a step with nothing to do keeps those of the run that did it."""
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        timings = {
-            name: earlier.get(name, timing) if timing["tasks"] == timing["tasks_done_before"] else timing
-            for name, timing in self._timings.items()
-        }
-        files.write_text(path, json.dumps(timings, indent=1) + "\n")
 
     def summary(self, manifest: Manifest, root: Path) -> None:
         """Prints the funnel and the sizes of the stores."""

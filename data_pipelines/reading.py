@@ -37,7 +37,8 @@ def plan(config: PipelineConfig, root: Path) -> list[ReadTask]:
     """Lists the inputs of every source. Raises ValueError for a path that matches nothing."""
     planned: list[ReadTask] = []
     for source in config.sources:
-        for unit in units(list_inputs(source), config.shard_bytes):
+        inputs = [file for file in list_inputs(source) if not Path(file.address).is_relative_to(root.absolute())]
+        for unit in units(inputs, config.shard_bytes):
             identity = [(file.name, file.size, file.version, file.format) for file in unit]
             planned.append(
                 ReadTask(

@@ -36,13 +36,12 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     if any(isinstance(stage, NearDedupConfig) for stage in config.stages):
         minhash.check_installed()
     root = Path(os.path.expandvars(config.output_dir)).expanduser()
-    reporter = Reporter(console or Console())
+    reporter = Reporter(console or Console(), root / "timings.json")
     with LocalEngine(config.num_workers) as engine:
         manifest = _Run(config, root, engine, reporter).all_steps()
     for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed
         path.unlink()
     manifest.save(root / "manifest.json")
-    reporter.save(root / "timings.json")
     reporter.summary(manifest, root)
     return manifest
 

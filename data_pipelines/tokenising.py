@@ -78,7 +78,7 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
         ("held_out", pa.bool_()),
     ]
     schema = pa.schema([*fields, ("weights", pa.list_(pa.uint8()))] if task.conversations else fields)
-    num_tokens = 0
+    num_bytes = 0
     with parquet_writer(output, schema) as writer:
         for batch in read_batches(documents_path(task.root, task.shard)):
             sizes = learned = batch.column("bytes")
@@ -93,8 +93,8 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
                 ids = [[tokenizer.bos_id, *text, tokenizer.eos_id] for text in texts]
             columns = [_lists(ids, token_type), sizes, learned, batch.column("held_out"), *weight_columns]
             writer.write_batch(pa.record_batch(columns, schema=schema))
-            num_tokens += sum(map(len, ids))
-    return tasks.finish(task, [output], {"tokens": num_tokens, "bytes": task.shard.bytes}, started=started)
+            num_bytes += sum(sizes.to_pylist())
+    return tasks.finish(task, [output], {"bytes": num_bytes}, started=started)
 
 
 @functools.lru_cache(maxsize=1)

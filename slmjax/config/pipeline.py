@@ -324,7 +324,8 @@ class PipelineConfig:
     """A corpus: read, normalised, filtered, split, tokenised. Running the same config again resumes or does nothing.
 
     Attributes:
-      output_dir: everything the pipeline writes; no part of what it writes depends on this or on num_workers.
+      output_dir: everything the pipeline writes, which depends neither on this nor on num_workers; a source never reads
+        what lies in here.
       sources: all text or all conversations.
       normalise: cleaning before everything else; None leaves the texts as they are.
       stages: filters and deduplications, in order.
@@ -343,6 +344,7 @@ class PipelineConfig:
 
     def __post_init__(self):
         positive(self, "num_workers", "shard_bytes")
+        require("://" not in self.output_dir, self, f"output_dir must be a local directory, got {self.output_dir!r}")
         names = [source.name for source in self.sources]
         require(len(names) > 0, self, "sources needs at least one source, got ()")
         require(len(names) == len(set(names)), self, f"names of sources must differ, got {names}")

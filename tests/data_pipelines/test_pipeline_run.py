@@ -415,11 +415,45 @@ def test_conversation_stores_learn_the_answers_only(corpus, finished, tmp_path):
     ]
 
 
-def test_sources_of_two_kinds_are_refused():
+def test_shards_and_sources_with_nothing_left_do_no_harm(corpus, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"short{number}.jsonl").write_bytes(orjson.dumps({"id": f"s{number}", "text": f"too short {number}"}))
+    (folder / "broken.jsonl").write_bytes(b"{")
+    sources = (
+        FilesSourceConfig(paths=(str(folder / "broken.jsonl"),), name="broken", id_field="id"),
+        FilesSourceConfig(paths=(str(folder / "short*.jsonl"),), name="short", id_field="id"),
+        FilesSourceConfig(paths=(str(corpus),), id_field="id"),
+    )
+    manifest = quiet(config_of(corpus, tmp_path / "out", sources=sources, shard_bytes=30))
+    counts = {(step.step, step.source): step.kept.documents for step in manifest.steps}
+    assert counts["read", "broken"] == 0
+    assert counts["read", "short"] == 3
+    assert counts["near_dedup", "short"] == 0
+    assert counts["near_dedup", "files"] == NUM_DOCUMENTS
+    with pytest.raises(ValueError, match="the stages dropped every document: 3 min_words, 1 invalid_json"):
+        quiet(config_of(corpus, tmp_path / "none", sources=sources[:2]))
+
+
+def test_a_source_never_reads_the_output(corpus, tmp_path):
+    for path in corpus.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    first = quiet(config_of(tmp_path, tmp_path / "out"))
+    assert quiet(config_of(tmp_path, tmp_path / "out")) == first
+
+
+def test_contradictory_configs_are_refused():
     with pytest.raises(ValueError, match="all text or all conversations"):
         PipelineConfig(
             output_dir="x",
             sources=(PythonLibrarySourceConfig(), PythonFunctionsSourceConfig()),
+            tokenizer=TrainTokenizerConfig(vocab_size=400),
+        )
+    with pytest.raises(ValueError, match="output_dir must be a local directory, got 's3://bucket/x'"):
+        PipelineConfig(
+            output_dir="s3://bucket/x",
+            sources=(PythonLibrarySourceConfig(),),
             tokenizer=TrainTokenizerConfig(vocab_size=400),
         )
     with pytest.raises(ValueError, match=r"names of sources must differ, got \['python', 'python'\]"):
