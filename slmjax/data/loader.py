@@ -6,7 +6,7 @@ processes reads the same global batches.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -30,20 +30,17 @@ def make_loader(
     seed: int,
     start_step: int,
     steps: int,
-    process_index: int,
-    process_count: int,
+    rows: Sequence[int] | None = None,
     tokenizer_sha256: str | None = None,
 ) -> Iterator[Batch]:
-    """Batches of steps [start_step, steps), prepared ahead by a thread, this process's rows of each as numpy arrays.
+    """Batches of steps [start_step, steps), prepared ahead by a thread, as numpy arrays.
 
-    Process p of P has rows [p * b, (p + 1) * b) of every global batch, b = batch_size / P.
+    `rows` are the rows of each global batch that this process reads (`parallel.rules.process_rows`); None is all.
 
     Raises:
-      ValueError: batch_size is not a multiple of process_count, or a store is damaged, empty, or of another tokenizer
-        than `tokenizer_sha256` (None does not check).
+      ValueError: a store is damaged, empty, or of another tokenizer than `tokenizer_sha256` (None does not check).
     """
-    rows = _local_rows(config.batch_size, process_index, process_count)
-    batches = _TrainingBatches(config, seed, steps, rows, tokenizer_sha256)
+    batches = _TrainingBatches(config, seed, steps, rows or range(config.batch_size), tokenizer_sha256)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch_batches)
     return iter(grain.MapDataset.source(batches)[start_step:].to_iter_dataset(options))
 
@@ -51,7 +48,7 @@ def make_loader(
 class _TrainingBatches:
     """Random access to the batch of every step."""
 
-    def __init__(self, config: InputConfig, seed: int, steps: int, rows: range, tokenizer_sha256: str | None):
+    def __init__(self, config: InputConfig, seed: int, steps: int, rows: Sequence[int], tokenizer_sha256: str | None):
         self._config, self._seed, self._steps, self._local_rows = config, seed, steps, rows
         self._sources: list[StreamRows | WholeRows] = []
         numbers: dict[tuple[str, str], int] = {}  # a source of several stages is one source
@@ -95,22 +92,20 @@ def eval_batches(
     batch_size: int,
     sequence_length: int,
     document_isolation: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    local_rows: Sequence[int] | None = None,
     tokenizer_sha256: str | None = None,
 ) -> Iterator[Batch]:
     """Batches in which every learned token of a held-out set has weight exactly once, in the order of the store.
 
     With a stride, rows overlap so that each token but those of the first row has at least sequence_length - stride
     positions before it. `max_tokens` is rounded down to whole documents, but at least one. In a set of whole documents
-    those longer than a row are left out. The last batch is filled up with padding. Processes share rows as in training.
+    those longer than a row are left out. The last batch is filled up with padding. `local_rows` as `rows` in training.
 
     Raises:
       ValueError: as `make_loader`, or the stride exceeds sequence_length.
     """
-    local_rows = _local_rows(batch_size, process_index, process_count)
     rows = _eval_rows(eval_set, sequence_length, tokenizer_sha256)
-    return _read_in_order(rows, batch_size, sequence_length, local_rows, document_isolation)
+    return _read_in_order(rows, batch_size, sequence_length, local_rows or range(batch_size), document_isolation)
 
 
 def eval_bytes(eval_set: EvalSetConfig, *, sequence_length: int) -> int:
@@ -119,7 +114,11 @@ def eval_bytes(eval_set: EvalSetConfig, *, sequence_length: int) -> int:
 
 
 def _read_in_order(
-    rows: StreamRows | WholeRows, batch_size: int, sequence_length: int, local_rows: range, document_isolation: bool
+    rows: StreamRows | WholeRows,
+    batch_size: int,
+    sequence_length: int,
+    local_rows: Sequence[int],
+    document_isolation: bool,
 ) -> Iterator[Batch]:
     for first in range(0, rows.num_rows, batch_size):
         batch = empty_batch(len(local_rows), sequence_length)
@@ -127,15 +126,6 @@ def _read_in_order(
             if first + row < rows.num_rows:
                 rows.read(first + row, 0, row_of(batch, i))
         yield batch if document_isolation else merge_documents(batch)
-
-
-def _local_rows(batch_size: int, process_index: int, process_count: int) -> range:
-    if batch_size % process_count != 0:
-        raise ValueError(
-            f"batch_size {batch_size} is not a multiple of the {process_count} processes; change one of the two"
-        )
-    local = batch_size // process_count
-    return range(process_index * local, (process_index + 1) * local)
 
 
 def _open(source: TokenSourceConfig, tokenizer_sha256: str | None) -> TokenStore:

@@ -15,7 +15,7 @@ from slmjax.config import EvalSetConfig, ExecutionConfig, ModelConfig, RunConfig
 from slmjax.data.batch import Batch
 from slmjax.data.loader import eval_batches, eval_bytes
 from slmjax.ops.loss import token_losses
-from slmjax.parallel.rules import constrain, host_batch_to_global
+from slmjax.parallel.rules import constrain, host_batch_to_global, process_rows
 
 
 class EvalResult(NamedTuple):
@@ -71,8 +71,7 @@ def evaluate_set(
         batch_size=batch_size,
         sequence_length=sequence_length,
         document_isolation=document_isolation,
-        process_index=0 if mesh is None else jax.process_index(),
-        process_count=1 if mesh is None else jax.process_count(),
+        local_rows=None if mesh is None else process_rows(batch_size, mesh),
         tokenizer_sha256=tokenizer_sha256,
     )
     sums_of_rows = _compiled(config, execution, mesh)

@@ -48,9 +48,7 @@ class Ends(nnx.Module):
     """What stands before and after the layers."""
 
     def __init__(self, config: ModelConfig):
-        self.embed_VD = nnx.Param(
-            jnp.zeros((config.vocab_size, config.width)), logical_axes=(axes.VOCAB, axes.EMBED)
-        )
+        self.embed_VD = nnx.Param(jnp.zeros((config.vocab_size, config.width)), logical_axes=(axes.VOCAB, axes.EMBED))
         if not config.tied_embeddings:
             self.unembed_VD = nnx.Param(
                 jnp.zeros((config.vocab_size, config.width)), logical_axes=(axes.VOCAB, axes.EMBED)
@@ -77,7 +75,9 @@ def structure(config: ModelConfig) -> Structure:
         defs, members = [], {}
         for j, layer in enumerate(group.unit):
             own = not config.share_feed_forward
-            graph, layer_specs = spec.abstract(lambda layer=layer, own=own: Block(layer, config.width, own_feed_forward=own))
+            graph, layer_specs = spec.abstract(
+                lambda layer=layer, own=own: Block(layer, config.width, own_feed_forward=own)
+            )
             defs.append(graph)
             members[f"layer_{j}"] = spec.stack(layer_specs, group.count)
         blocks.append(tuple(defs))

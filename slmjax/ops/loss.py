@@ -146,9 +146,7 @@ def _forward(options: _Options, hidden_BTD, table_VD, targets_BT, weights_BT):
         return (_add(sums, lse_Bt, target_Bt, weights_Bt), d_table_VD), d_hidden_BtD
 
     start = (_zeros(), jnp.zeros(table_VD.shape, jnp.float32))
-    (sums, d_table_VD), d_hidden_CBtD = jax.lax.scan(
-        chunk, start, _chunks(options, hidden_BTD, targets_BT, weights_BT)
-    )
+    (sums, d_table_VD), d_hidden_CBtD = jax.lax.scan(chunk, start, _chunks(options, hidden_BTD, targets_BT, weights_BT))
     d_hidden_BTD = _joined(d_hidden_CBtD)[:, : hidden_BTD.shape[1]]
     return _finish(options, sums), (d_hidden_BTD, d_table_VD.astype(table_dtype))
 

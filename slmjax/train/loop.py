@@ -25,7 +25,7 @@ from slmjax.data.loader import make_loader
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.evaluate.likelihood import evaluate_all
 from slmjax.parallel.mesh import make_mesh
-from slmjax.parallel.rules import constrain, host_batch_to_global
+from slmjax.parallel.rules import constrain, host_batch_to_global, process_rows
 from slmjax.train import guard
 from slmjax.train.checkpoint import Checkpointer, load_params
 from slmjax.train.state import TrainState, abstract_state, build_optimizer, init_state
@@ -90,8 +90,7 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
         seed=run.seed,
         start_step=start_step,
         steps=run.steps,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=process_rows(run.input.batch_size, mesh),
         tokenizer_sha256=tokenizer.sha256,
     )
     tracker = make_tracker(
