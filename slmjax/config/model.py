@@ -1,4 +1,4 @@
-"""What a decoder is: widths, layers, attention, feed-forward, mixture of experts. No number here depends on a machine."""
+"""What a decoder is: widths, layers, attention, feed-forward, experts. No number here depends on a machine."""
 
 import dataclasses
 from typing import Literal
@@ -45,7 +45,7 @@ NormConfig = RMSNormConfig | LayerNormConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3RopeScalingConfig:
-    """Frequency scaling of Llama 3.1 and 3.2: long wavelengths are divided by `factor`, short ones kept, a ramp between."""
+    """Frequency scaling of Llama 3.1 and 3.2: low ones are divided by `factor`, high ones kept, a ramp between."""
 
     factor: float
     low_frequency_factor: float = 1.0

@@ -178,9 +178,7 @@ class EvalSetConfig:
 
     def __post_init__(self):
         positive(self, "max_tokens", "stride")
-        require(
-            self.stride is None or self.source.rows == "stream", self, "stride needs a source with rows = 'stream'"
-        )
+        require(self.stride is None or self.source.rows == "stream", self, "stride needs a source with rows = 'stream'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +230,7 @@ class TrackingConfig:
 class MeshConfig:
     """How many devices lie along each mesh axis; one axis may be -1, which is whatever is left.
 
-    `data` holds copies of the parameters, `fsdp` shards them (Zhao et al. 2023, arXiv:2304.11277). Both split the batch.
+    `data` holds copies of the parameters, `fsdp` shards them (Zhao et al. 2023, arXiv:2304.11277). Both split batches.
     """
 
     data: int = 1

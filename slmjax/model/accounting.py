@@ -56,8 +56,8 @@ def matmul_parameters(config: ModelConfig) -> int:
 def flops_per_token(config: ModelConfig, visible_keys: Callable[[int | None], float]) -> float:
     """Returns the training FLOPs of one token: 6 per matrix weight, 12 * N * H per visible key and layer.
 
-    2 a weight forward, 4 backward; scores and their product with the values are 2 * N * H each forward. Recomputation is
-    not counted, after PaLM (arXiv:2204.02311, appendix B).
+    2 a weight forward, 4 backward; scores and their product with the values are 2 * N * H each forward. Recomputation
+    is not counted, after PaLM (arXiv:2204.02311, appendix B).
 
     Args:
       config: the model.

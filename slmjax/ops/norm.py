@@ -19,7 +19,7 @@ def rms_norm(x_D: jax.Array, gain_D: jax.Array | None, *, eps: float, offset: bo
 def layer_norm(
     x_D: jax.Array, gain_D: jax.Array | None = None, bias_D: jax.Array | None = None, *, eps: float
 ) -> jax.Array:
-    """Shifts and scales each vector to mean 0 and variance 1, then by gain and bias. Ba et al. 2016, arXiv:1607.06450."""
+    """Brings each vector to mean 0 and variance 1, then applies gain and bias. Ba et al. 2016, arXiv:1607.06450."""
     wide_D = x_D.astype(jnp.float32)
     centred_D = wide_D - jnp.mean(wide_D, axis=-1, keepdims=True)
     y_D = centred_D * jax.lax.rsqrt(jnp.mean(jnp.square(centred_D), axis=-1, keepdims=True) + eps)

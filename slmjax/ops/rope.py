@@ -10,7 +10,7 @@ from slmjax.config import Llama3RopeScalingConfig, RopeConfig
 
 
 def rope_frequencies(head_dim: int, config: RopeConfig) -> np.ndarray:
-    """Returns float32 angles per position, theta ** (-2 i / R) for the R = head_dim * rotated_fraction channels (R / 2)."""
+    """Returns float32 angles per position (R / 2): theta ** (-2 i / R) for R = head_dim * rotated_fraction channels."""
     rotated = int(head_dim * config.rotated_fraction)
     frequencies = config.theta ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
     if config.scaling is not None:

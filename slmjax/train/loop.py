@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
                 log.step(step, metrics, batch)
                 done = step + 1
                 if _due(done, run.evaluation.every_steps) and done < run.steps:
-                    log.evaluation(done, lambda: evaluate_all(state.params, run, mesh=mesh))
+                    log.evaluation(done, partial(evaluate_all, state.params, run, mesh=mesh))
                 interrupted = stop.requested(synchronise=_due(done, run.tracking.log_every_steps))
                 if interrupted or done == run.steps or _due(done, run.checkpoint.every_steps):
                     log.flush()
@@ -120,7 +121,7 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
                     return Outcome(done, True, log.latest)
             log.flush()
             if run.evaluation.sets:
-                log.evaluation(run.steps, lambda: evaluate_all(state.params, run, mesh=mesh))
+                log.evaluation(run.steps, partial(evaluate_all, state.params, run, mesh=mesh))
             checkpointer.wait()
             return Outcome(run.steps, False, log.latest)
     finally:
