@@ -9,7 +9,7 @@ from slmjax.report.read import DataRecord
 
 def funnel_section(record: DataRecord) -> Html:
     """Returns the section of one data directory; a manifest of another form is said, not fatal."""
-    name = record.path.resolve().name
+    name = page.path_name(record.path)
     problems = [f"{name}: {problem}" for problem in record.problems]
     parts = []
     if record.manifest:

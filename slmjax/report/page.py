@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 _STYLE = """
@@ -80,6 +81,11 @@ def number(value: float) -> str:
     if value == int(value) or abs(value) >= 10_000:
         return f"{value:,.0f}"
     return f"{value:.4g}"
+
+
+def path_name(path: Path) -> str:
+    """Returns what to call a directory: a relative path as it was given, of an absolute one the last part."""
+    return path.resolve().name if path.is_absolute() or path == Path() else str(path)
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> Html:

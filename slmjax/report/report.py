@@ -77,7 +77,7 @@ def _open(path: Path) -> _Run:
             config = from_json(record.config)
         except (ValueError, TypeError) as error:
             record.problems.append(f"config.json is of another version of slmjax: {error}")
-    return _Run(path.resolve().name, record, config if isinstance(config, RunConfig) else None)
+    return _Run(page.path_name(path), record, config if isinstance(config, RunConfig) else None)
 
 
 def _overview(runs: Sequence[_Run]) -> Html:

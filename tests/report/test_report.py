@@ -248,6 +248,14 @@ def test_a_config_of_another_version_is_said_and_shown(tmp_path):
     assert '"flux_capacitor": 88' in text
 
 
+def test_directories_are_called_by_the_path_given(tmp_path, monkeypatch):
+    write_run(tmp_path / "runs" / "base")
+    monkeypatch.chdir(tmp_path)
+    assert "Training report: runs/base" in check(write_report(["runs/base"], "report.html"))[0]
+    monkeypatch.chdir(tmp_path / "runs" / "base")
+    assert "Training report: base" in check(write_report(["."], "report.html"))[0]
+
+
 def test_nothing_to_report_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one run directory"):
         write_report([], tmp_path / "report.html")
