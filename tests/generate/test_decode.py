@@ -83,11 +83,17 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_full_forward(plain):
     check_greedy(completions, 1e-4)
 
 
-def test_greedy_generation_in_bfloat16():
-    execution = c.ExecutionConfig(compute_dtype="bfloat16")
+@pytest.mark.parametrize(
+    ("execution", "tolerance"),
+    [
+        # Logits of the order of 10 from activations of 8 bits; the runner-up is typically 1 away.
+        (c.ExecutionConfig(compute_dtype="bfloat16"), 0.5),
+        (c.ExecutionConfig(attention="chunked", layers="unroll", remat="full"), 1e-4),
+    ],
+)
+def test_greedy_generation_however_it_is_run(execution, tolerance):
     completions = generator(execution=execution).generate(PROMPTS, config=GREEDY, key=jax.random.key(0))
-    # Logits of the order of 10 from activations of 8 bits; the runner-up is typically 1 away.
-    check_greedy(completions, 0.5)
+    check_greedy(completions, tolerance)
 
 
 @pytest.mark.parametrize("name", MODELS)
