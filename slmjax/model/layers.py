@@ -4,7 +4,7 @@ Flax NNX is used as a class system only (docs/decisions/0001): modules are built
 given values by `nnx.merge` inside the forward pass, so that every transformation is JAX's own.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from slmjax.config import (
 )
 from slmjax.model.cache import LayerCache, update
 from slmjax.ops.activation import activate
-from slmjax.ops.attention import attention
+from slmjax.ops.attention import Implementation, attention
 from slmjax.ops.grouped_matmul import moe_feed_forward
 from slmjax.ops.mask import AttentionMask
 from slmjax.ops.norm import layer_norm, rms_norm
@@ -47,7 +47,7 @@ class Context(NamedTuple):
 
     positions_BT: jax.Array
     documents_BT: jax.Array | None
-    implementation: str
+    implementation: Implementation | Literal["auto"]
     cached: bool
 
 
@@ -65,8 +65,10 @@ class Norm(nnx.Module):
         self.config = config
         if config.learned:
             # A gain stored as offset from one starts at zero; its name tells the initialiser.
-            name = "gain_offset_D" if isinstance(config, RMSNormConfig) and config.offset else "gain_D"
-            setattr(self, name, param((width,), axes.NORM))
+            if isinstance(config, RMSNormConfig) and config.offset:
+                self.gain_offset_D = param((width,), axes.NORM)
+            else:
+                self.gain_D = param((width,), axes.NORM)
         if isinstance(config, LayerNormConfig) and config.bias:
             self.b_D = param((width,), axes.NORM)
 
@@ -207,7 +209,8 @@ class MoE(nnx.Module):
         config = self.config
         x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
         # The router runs in float32: a rounded score picks another expert (Switch Transformer, section 2.4).
-        logits_XE = x_XD.astype(jnp.float32) @ self.router_DE[...]
+        # Accelerators multiply float32 matrices in bfloat16 or TF32 if not told otherwise.
+        logits_XE = jnp.matmul(x_XD.astype(jnp.float32), self.router_DE[...], precision=jax.lax.Precision.HIGHEST)
         routed = route(
             logits_XE,
             config,
