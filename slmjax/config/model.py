@@ -191,7 +191,7 @@ class LayerConfig:
     Attributes:
       norm_placement: "pre" x + f(norm(x)); "post" x + norm(f(x)), OLMo 2's; "sandwich" x + norm(f(norm(x))), Gemma's.
       residual_scale: factor of each branch before it is added (Granite 0.22, MiniCPM 1.4 / sqrt(layers)).
-      parallel: mixer and feed-forward read the same input and are added together (Phi, Pythia).
+      parallel: mixer and feed-forward read the same normalised input and are added together (Phi).
     """
 
     mixer: AttentionConfig
@@ -306,6 +306,13 @@ class ModelConfig:
                 all(isinstance(layer.feed_forward, FeedForwardConfig) for layer in layers),
                 self,
                 "scaling applies to dense feed-forwards only, got a mixture of experts",
+            )
+            groups = {layer.mixer.num_heads // layer.mixer.num_kv_heads for layer in layers}
+            require(
+                all(self.scaling.heads_divisor % group == 0 for group in groups),
+                self,
+                f"scaling.heads_divisor {self.scaling.heads_divisor} is not a multiple of the query heads that share a "
+                f"key/value head, {sorted(groups)}",
             )
 
     @property

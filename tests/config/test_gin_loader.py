@@ -103,6 +103,11 @@ REFUSED = {
     "not a binding": ("just some words", "run.gin:3", "expected Name.field = value", "just some words"),
     "unclosed bracket": ("ModelConfig.pattern = (@LayerConfig(),", "run.gin:", "expected Name.field = value"),
     "not divisible": ("AttentionConfig.num_heads = 5", "run.gin:3, base.gin:26: AttentionConfig: num_heads 5 is not"),
+    "scaling that splits a group": (
+        "ModelConfig.scaling = @LayerwiseScalingConfig()\nLayerwiseScalingConfig.query_multipliers = (0.5, 1.0)\n"
+        "LayerwiseScalingConfig.feed_forward_multipliers = (0.5, 1.0)\nLayerwiseScalingConfig.heads_divisor = 3",
+        "run.gin:3: ModelConfig: scaling.heads_divisor 3 is not a multiple of the query heads that share a",
+    ),
     "negative": ("AttentionConfig.num_heads = -4", "run.gin:3: ", "num_heads must be greater than 0, got -4"),
     "error in a block": ("AttentionConfig:\n  num_heads = 8\n  windw = 4", "run.gin:5", "no field 'windw'"),
     "type in a block": (
