@@ -5,6 +5,7 @@ A text changes when its config does, or a default; the diff shows which runs tha
 """
 
 import math
+import re
 from pathlib import Path
 
 import hypothesis
@@ -161,6 +162,14 @@ def test_openelm_has_the_published_heads_and_widths():
         hidden += [layer["feed_forward"]["w_up_DF"].shape[2]] * stored
     assert query_heads == [12] * 5 + [16] * 7 + [20] * 4
     assert hidden == [768, 1024, 1280, 1536, 1792, 2048, 2560, 2816, 3072, 3328, 3584, 3840, 4352, 4608, 4864, 5120]
+
+
+@pytest.mark.parametrize("guide", ["config", "models"])
+def test_program_in_the_guide_runs(guide, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / f"docs/guides/{guide}.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(program, guide, "exec"), {})
 
 
 norms = st.one_of(
