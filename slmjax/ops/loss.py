@@ -2,6 +2,10 @@
 
 Tokens are taken in chunks along T, all rows at a time, so that a batch sharded over rows stays so. The gradient of a
 chunk's logits is formed while they are at hand, in the forward pass: three matrix products a chunk, none recomputed.
+
+On two CPU cores, 8192 tokens, D 256, V 4096, float32, value and gradients: 0.23 s in chunks of 256 to 1024 tokens, as
+long as the three products alone; 0.29 s in chunks of 4096, 0.33 s whole (larger chunks leave the cache); the reference
+0.34 s.
 """
 
 import functools
@@ -128,7 +132,7 @@ def _forward(options: _Options, hidden_BTD, table_VD, targets_BT, weights_BT):
     table_VD = table_VD.astype(hidden_BTD.dtype)
 
     def chunk(carry, piece):
-        sums, d_table_VD = carry
+        sums, d_table_DV = carry
         hidden_BtD, targets_Bt, weights_Bt = piece
         lse_Bt, target_Bt, logits_BtV, slope_BtV = _chunk_statistics(options, hidden_BtD, table_VD, targets_Bt)
         # d nll / d logit = softmax - onehot; d lse^2 / d logit = 2 lse softmax.
@@ -140,15 +144,16 @@ def _forward(options: _Options, hidden_BTD, table_VD, targets_BT, weights_BT):
             d_logits_BtV = d_logits_BtV * slope_BtV
         d_logits_BtV = d_logits_BtV.astype(hidden_BtD.dtype)
         d_hidden_BtD = jnp.einsum("BtV,VD->BtD", d_logits_BtV, table_VD)
-        d_table_VD = d_table_VD + jnp.einsum(
-            "BtV,BtD->VD", d_logits_BtV, hidden_BtD, preferred_element_type=jnp.float32
+        # Transposed, because XLA's CPU backend would otherwise transpose the large operand, d_logits.
+        d_table_DV = d_table_DV + jnp.einsum(
+            "BtD,BtV->DV", hidden_BtD, d_logits_BtV, preferred_element_type=jnp.float32
         )
-        return (_add(sums, lse_Bt, target_Bt, weights_Bt), d_table_VD), d_hidden_BtD
+        return (_add(sums, lse_Bt, target_Bt, weights_Bt), d_table_DV), d_hidden_BtD
 
-    start = (_zeros(), jnp.zeros(table_VD.shape, jnp.float32))
-    (sums, d_table_VD), d_hidden_CBtD = jax.lax.scan(chunk, start, _chunks(options, hidden_BTD, targets_BT, weights_BT))
+    start = (_zeros(), jnp.zeros(table_VD.shape[::-1], jnp.float32))
+    (sums, d_table_DV), d_hidden_CBtD = jax.lax.scan(chunk, start, _chunks(options, hidden_BTD, targets_BT, weights_BT))
     d_hidden_BTD = _joined(d_hidden_CBtD)[:, : hidden_BTD.shape[1]]
-    return _finish(options, sums), (d_hidden_BTD, d_table_VD.astype(table_dtype))
+    return _finish(options, sums), (d_hidden_BTD, d_table_DV.T.astype(table_dtype))
 
 
 def _backward(options: _Options, gradients, cotangent: LossSums):

@@ -1,0 +1,131 @@
+"""The fused loss against plain logits differentiated by JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.ops.loss import linear_cross_entropy, linear_cross_entropy_reference, token_losses
+
+B, T, D, V = 2, 7, 8, 13
+
+
+@pytest.fixture(autouse=True)
+def strict_rank_promotion():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def inputs(dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden_BTD = jax.random.normal(keys[0], (B, T, D), dtype)
+    table_VD = jax.random.normal(keys[1], (V, D), dtype)
+    targets_BT = jax.random.randint(keys[2], (B, T), 0, V)
+    weights_BT = jax.random.uniform(keys[3], (B, T)).at[0, 2:4].set(0.0).at[1].set(0.0)
+    return hidden_BTD, table_VD, targets_BT, weights_BT
+
+
+def value_and_gradients(function, hidden_BTD, table_VD, targets_BT, weights_BT):
+    def loss(hidden_BTD, table_VD):
+        sums = function(hidden_BTD, table_VD, targets_BT, weights_BT)
+        # Only `loss` carries a gradient; 3 shows that its cotangent is used.
+        return 3.0 * sums.loss + sums.nll + sums.z + sums.weight, sums
+
+    (_, sums), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden_BTD, table_VD)
+    return sums, gradients
+
+
+OPTIONS = {
+    "plain": {},
+    "z-loss": {"z_loss": 0.1},
+    "softcap and scale": {"logit_softcap": 2.0, "logit_scale": 0.5},
+    "all": {"logit_softcap": 3.0, "logit_scale": 1.5, "z_loss": 0.01},
+}
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 0], ids=["column", "ragged", "whole"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_equals_reference(options, chunk_tokens):
+    """Six tokens are three columns of two rows, so that 7 columns need padding."""
+    reference = functools.partial(linear_cross_entropy_reference, **options)
+    fused = functools.partial(linear_cross_entropy, **options, chunk_tokens=chunk_tokens)
+    want, want_gradients = value_and_gradients(reference, *inputs())
+    got, got_gradients = value_and_gradients(fused, *inputs())
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(got_gradients, want_gradients, strict=True):
+        # float32 sums of a few terms of size about 1, in another order.
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    undifferentiated = fused(*inputs())
+    np.testing.assert_allclose(undifferentiated, want, rtol=1e-5)
+
+
+def test_reference_equals_the_definition():
+    hidden_BTD, table_VD, targets_BT, weights_BT = (np.asarray(x, np.float64) for x in inputs())
+    logits_BTV = 2.0 * np.tanh(0.5 * (hidden_BTD @ table_VD.T) / 2.0)
+    lse_BT = np.log(np.exp(logits_BTV).sum(-1))
+    nll = z = 0.0
+    for b in range(B):
+        for t in range(T):
+            nll += weights_BT[b, t] * (lse_BT[b, t] - logits_BTV[b, t, int(targets_BT[b, t])])
+            z += weights_BT[b, t] * lse_BT[b, t] ** 2
+    sums = linear_cross_entropy_reference(*inputs(), logit_scale=0.5, logit_softcap=2.0, z_loss=0.1)
+    np.testing.assert_allclose(sums, (nll + 0.1 * z, nll, z, weights_BT.sum()), rtol=1e-5)
+
+
+def test_a_batch_without_weight_has_no_loss_and_no_gradient():
+    hidden_BTD, table_VD, targets_BT, weights_BT = inputs()
+    sums, gradients = value_and_gradients(
+        functools.partial(linear_cross_entropy, z_loss=0.1), hidden_BTD, table_VD, targets_BT, 0.0 * weights_BT
+    )
+    assert not np.any(np.asarray(sums))
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+def test_certain_predictions_stay_finite():
+    """Logits of +-1e4 at and beside the target: losses 0 and 2e4, softmax exactly one-hot."""
+    hidden_BTD = jnp.ones((1, 2, 1))
+    table_VD = jnp.array([[1e4], [-1e4], [-1e4]])
+    targets_BT = jnp.array([[0, 1]])
+    sums, (d_hidden_BTD, d_table_VD) = value_and_gradients(
+        linear_cross_entropy, hidden_BTD, table_VD, targets_BT, jnp.ones((1, 2))
+    )
+    np.testing.assert_allclose(sums.nll, 2e4)
+    np.testing.assert_allclose(d_hidden_BTD[0, :, 0], [0.0, 3 * 2e4])
+    np.testing.assert_allclose(d_table_VD[:, 0], [3.0, -3.0, 0.0])
+
+
+def test_bfloat16_keeps_statistics_in_float32_and_rounds_gradients_thrice():
+    narrow = inputs(jnp.bfloat16)
+    wide = (*(x.astype(jnp.float32) for x in narrow[:2]), *narrow[2:])
+    options = {"z_loss": 0.01, "logit_softcap": 4.0}
+    exact, exact_gradients = value_and_gradients(functools.partial(linear_cross_entropy_reference, **options), *wide)
+    fused, gradients = value_and_gradients(functools.partial(linear_cross_entropy, **options, chunk_tokens=4), *narrow)
+    assert all(x.dtype == jnp.float32 for x in fused)
+    np.testing.assert_allclose(fused, exact, rtol=1e-5)
+    for a, b in zip(exact_gradients, gradients, strict=True):
+        assert b.dtype == jnp.bfloat16
+        # The gradient of the logits, its product and the scaled product: each is rounded to 8 bits, by 2^-9 at most.
+        assert float(jnp.linalg.norm((b - a).ravel()) / jnp.linalg.norm(a.ravel())) < 3 * 2.0**-9
+
+
+def test_value_alone_forms_no_gradient():
+    """One matrix product without differentiation, three with it; the backward pass has none of its own."""
+    arguments = inputs()
+
+    def products(function):
+        return jax.jit(function).lower(*arguments).compile().as_text().count(" dot(")
+
+    assert products(lambda *a: linear_cross_entropy(*a).loss) == 1
+    assert products(jax.grad(lambda *a: linear_cross_entropy(*a).loss, argnums=(0, 1))) == 3
+
+
+def test_token_losses_are_the_terms_of_the_sum():
+    hidden_BTD, table_VD, targets_BT, weights_BT = inputs()
+    options = {"logit_scale": 0.5, "logit_softcap": 2.0}
+    want = linear_cross_entropy_reference(hidden_BTD, table_VD, targets_BT, weights_BT, **options)
+    for chunk_tokens in (6, 0):
+        nll_BT = token_losses(hidden_BTD, table_VD, targets_BT, **options, chunk_tokens=chunk_tokens)
+        assert nll_BT.shape == (B, T)
+        np.testing.assert_allclose(jnp.sum(nll_BT * weights_BT), want.nll, rtol=1e-5)
