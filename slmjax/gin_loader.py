@@ -53,8 +53,15 @@ def _register(name: str, cls: type) -> Callable[..., Any]:
         for field in dataclasses.fields(cls)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
+    # A part that is there by default can be bound without being named: it is made by Gin, too.
+    parts = {
+        field.name: type(field.default) for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.default)
+    }
 
     def make(**values):
+        for field, part in parts.items():
+            if field not in values:
+                values[field] = gin.get_configurable(f"slmjax.{part.__name__}")()
         if missing := [field for field in required if field not in values]:
             raise _BuildError(f"{name}: no value for {', '.join(missing)}; bind {name}.{missing[0]} = ...", name)
         for field, value in values.items():

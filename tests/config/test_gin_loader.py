@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import sys
+from pathlib import Path
 
 import gin
 import pytest
@@ -294,3 +295,13 @@ def test_registry_is_cleared_and_a_failure_leaves_nothing_behind(tmp_path):
         load(write(tmp_path, "RunConfig.steps = 99\nAttentionConfig.num_heads = 5"))
     assert load(["base.gin"]).config.steps == 10
     assert not gin.config_is_locked()
+
+
+def test_a_part_that_is_there_by_default_can_be_bound_without_being_named():
+    path = Path(__file__).parents[2] / "configs" / "quickstart.gin"
+    run = load(
+        [path], ["GuardConfig.window_steps = 7", "WandbConfig.project = 'x'", "TrackingConfig.wandb = @WandbConfig()"]
+    ).config
+    assert run.guard == configs.GuardConfig(window_steps=7)
+    assert run.tracking.wandb == configs.WandbConfig(project="x")
+    assert load([path]).config.guard == configs.GuardConfig()
