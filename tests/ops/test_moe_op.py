@@ -1,0 +1,159 @@
+"""Routing, grouped matrix products and the mixture-of-experts feed-forward against plain versions."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slmjax.config import MoEConfig
+from slmjax.ops.activation import activate
+from slmjax.ops.grouped_matmul import (
+    grouped_matmul,
+    grouped_matmul_by_blocks,
+    grouped_matmul_reference,
+    moe_feed_forward,
+)
+from slmjax.ops.routing import route
+
+X, D, F, E, K = 150, 5, 6, 4, 2
+
+
+@pytest.fixture(autouse=True)
+def strict_rank_promotion():
+    with jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def product_and_gradients(function, x_XD, w_EDF, sizes_E):
+    out_XF, pullback = jax.vjp(lambda x_XD, w_EDF: function(x_XD, w_EDF, sizes_E), x_XD, w_EDF)
+    return out_XF, *pullback(normal(9, *out_XF.shape).astype(jnp.bfloat16).astype(out_XF.dtype))
+
+
+# Blocks have 64 rows: groups within a block, over several, empty, on a border, and rows that no group has.
+SIZES = [(30, 0, 100, 20), (64, 64, 22, 0), (0, 0, 0, 150), (1, 1, 147, 1), (10, 90, 0, 30), (0, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_grouped_matmul_equals_reference(sizes):
+    arrays = normal(0, X, D), normal(1, E, D, F), jnp.array(sizes, jnp.int32)
+    in_a_group_X1 = (np.arange(X) < sum(sizes))[:, None]
+    want_XF, want_dx_XD, want_dw_EDF = product_and_gradients(grouped_matmul_reference, *arrays)
+    for function in (grouped_matmul_by_blocks, jax.lax.ragged_dot):
+        out_XF, dx_XD, dw_EDF = product_and_gradients(function, *arrays)
+        np.testing.assert_allclose(out_XF, want_XF * in_a_group_X1, atol=1e-5)
+        np.testing.assert_allclose(dx_XD, want_dx_XD * in_a_group_X1, atol=1e-5)
+        np.testing.assert_allclose(dw_EDF, want_dw_EDF, atol=1e-4)  # sums of up to 150 terms
+
+
+def test_fewer_rows_than_a_block_in_bfloat16():
+    x_XD, w_EDF = normal(0, 7, D).astype(jnp.bfloat16), normal(1, E, D, F).astype(jnp.bfloat16)
+    sizes_E = jnp.array([3, 0, 4, 0], jnp.int32)
+    out_XF, dx_XD, dw_EDF = product_and_gradients(grouped_matmul, x_XD, w_EDF, sizes_E)
+    assert out_XF.dtype == dx_XD.dtype == dw_EDF.dtype == jnp.bfloat16
+    wide = product_and_gradients(grouped_matmul_reference, x_XD.astype(jnp.float32), w_EDF.astype(jnp.float32), sizes_E)
+    for a, b in zip((out_XF, dx_XD, dw_EDF), wide, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2.0**-8, atol=1e-5)  # one rounding to 8 bits
+
+
+def experts(gated=True):
+    return {
+        "w_up_EDF": normal(1, E, D, F),
+        "w_gate_EDF": normal(2, E, D, F) if gated else None,
+        "w_down_EFD": normal(3, E, F, D),
+    }
+
+
+def dense_feed_forward(x_XD, weights, expert, activation):
+    up_XF = x_XD @ weights["w_up_EDF"][expert]
+    if weights["w_gate_EDF"] is None:
+        h_XF = activate(activation, up_XF)
+    else:
+        h_XF = activate(activation, x_XD @ weights["w_gate_EDF"][expert]) * up_XF
+    return h_XF @ weights["w_down_EFD"][expert]
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_mixture_equals_every_expert_on_every_token(gated):
+    x_XD, weights = normal(0, X, D), experts(gated)
+    factors_XK, ids_XK = jax.lax.top_k(jax.nn.softmax(normal(4, X, E)), K)
+    assert set(np.unique(ids_XK)) == set(range(E))
+
+    def plain(x_XD, factors_XK, weights):
+        y_XD = jnp.zeros_like(x_XD)
+        for expert in range(E):
+            factor_X = jnp.sum(jnp.where(ids_XK == expert, factors_XK, 0.0), axis=1)
+            y_XD += factor_X[:, None] * dense_feed_forward(x_XD, weights, expert, "silu")
+        return y_XD
+
+    def grouped(x_XD, factors_XK, weights):
+        return moe_feed_forward(x_XD, ids_XK, factors_XK, **weights, activation="silu")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value_and_gradients(function):
+        y_XD, pullback = jax.vjp(function, x_XD, factors_XK, weights)
+        return y_XD, pullback(normal(5, X, D))
+
+    want, got = value_and_gradients(plain), value_and_gradients(grouped)
+    # float32 sums of up to 150 products of a few numbers of size about 1, in another order.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
+
+
+def test_all_experts_equal_is_the_dense_feed_forward():
+    weights = jax.tree.map(lambda w_E: jnp.broadcast_to(w_E[:1], w_E.shape), experts())
+    x_XD = normal(0, X, D)
+    routed = route(normal(4, X, E), MoEConfig(num_experts=E, top_k=E, hidden=F))
+    y_XD = moe_feed_forward(x_XD, routed.ids_XK, routed.weights_XK, **weights, activation="gelu")
+    np.testing.assert_allclose(y_XD, dense_feed_forward(x_XD, weights, 0, "gelu"), rtol=1e-4, atol=1e-4)
+
+
+def test_bias_changes_the_choice_and_not_the_weights():
+    logits_XE = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+    config = MoEConfig(num_experts=E, top_k=2, hidden=F, scoring="sigmoid", normalise_top_k=False)
+    plain = route(logits_XE, config)
+    biased = route(logits_XE, config, balance_bias_E=jnp.array([0.0, -1.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(plain.ids_XK, [[0, 1]])
+    np.testing.assert_array_equal(biased.ids_XK, [[3, 0]])
+    np.testing.assert_allclose(biased.weights_XK, jax.nn.sigmoid(jnp.array([[-1.0, 2.0]])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+def test_weights_are_the_chosen_scores(scoring):
+    logits_XE = normal(0, X, E)
+    config = MoEConfig(num_experts=E, top_k=K, hidden=F, scoring=scoring)
+    scores_XE = np.asarray({"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}[scoring](logits_XE))
+    best_XK = -np.sort(-scores_XE, axis=-1)[:, :K]
+    routed = route(logits_XE, config)
+    np.testing.assert_allclose(np.take_along_axis(scores_XE, np.asarray(routed.ids_XK), axis=-1), best_XK)
+    np.testing.assert_allclose(routed.weights_XK, best_XK / best_XK.sum(-1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(routed.load_E), X * K)
+
+
+def test_balance_loss_is_one_when_even_and_e_over_k_when_all_go_to_one_expert():
+    config = MoEConfig(num_experts=E, top_k=1, hidden=F)
+    even = route(100.0 * jnp.eye(E), config)
+    np.testing.assert_allclose(even.balance_loss, 1.0, rtol=1e-5)
+    uneven = route(jnp.broadcast_to(jnp.array([[100.0, 0.0, 0.0, 0.0]]), (8, E)), config)
+    np.testing.assert_allclose(uneven.balance_loss, E, rtol=1e-5)
+    np.testing.assert_allclose(uneven.router_z, 100.0**2, rtol=1e-5)
+    # Its gradient takes probability from the crowded expert.
+    slope_XE = jax.grad(lambda logits_XE: route(logits_XE, config).balance_loss)(jnp.eye(E)[:1])
+    assert slope_XE[0, 0] > 0 > slope_XE[0, 1]
+
+
+def test_padding_counts_neither_for_the_load_nor_for_the_losses():
+    config = MoEConfig(num_experts=E, top_k=K, hidden=F)
+    logits_XE = normal(0, 12, E)
+    valid_X = jnp.arange(12) < 7
+    padded, alone = route(logits_XE, config, valid_X=valid_X), route(logits_XE[:7], config)
+    for name in ("load_E", "balance_loss", "router_z"):
+        np.testing.assert_allclose(getattr(padded, name), getattr(alone, name), rtol=1e-5)
+    nothing = route(logits_XE, config, valid_X=jnp.zeros(12, bool))
+    assert np.all(np.asarray(nothing.load_E) == 0)
+    assert float(nothing.balance_loss) == float(nothing.router_z) == 0.0
