@@ -239,6 +239,7 @@ def test_cudnn_is_chosen_only_where_it_is_exact():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("causal", [True, False])
 def test_cudnn_equals_reference(causal, window):
