@@ -53,7 +53,7 @@ class _Problem:
     static_keys: tuple[tuple[int, int], ...]  # first and last key (exclusive) of each tile of queries, if unrolled
 
 
-def choose_tiling(mask: AttentionMask, *, T: int, platform: str) -> Tiling:
+def choose_tiling(mask: AttentionMask, *, T: int, platform: str, num_devices: int) -> Tiling:
     """Returns the tiling for queries of length T on a platform ("cpu", "gpu", "tpu")."""
     # CPU, float32, two idle cores, forward + backward in ms (8 rows, N 8, K 2, H 32 | 16 rows, N 4, K 4, H 64), T 512:
     #   causal:                      unrolled 59 | 118   looped 80 | 160   unrolled without rows 101 | 160
@@ -66,7 +66,7 @@ def choose_tiling(mask: AttentionMask, *, T: int, platform: str) -> Tiling:
         q_tile=tile,
         k_tile=tile,
         unrolled=mask.q_index_BT is None and unrolled_tiles * tile >= T,
-        by_row=platform == "cpu",
+        by_row=platform == "cpu" and num_devices == 1,  # a loop over rows would gather rows that devices share out
     )
 
 
@@ -90,7 +90,7 @@ def attention_chunked(
       ValueError: if an unrolled tiling is asked for with query indices, whose bounds are not known in advance.
     """
     B, T, S = *q_BTNH.shape[:2], k_BSKH.shape[1]
-    tiling = tiling or choose_tiling(mask, T=T, platform=jax.default_backend())
+    tiling = tiling or choose_tiling(mask, T=T, platform=jax.default_backend(), num_devices=jax.device_count())
     k_start_BT, k_end_BT = ranges(mask, B, T, S)
     static_keys = ()
     if tiling.unrolled:

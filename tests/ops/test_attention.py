@@ -14,7 +14,7 @@ from slmjax.ops.attention_chunked import Tiling, attention_chunked, choose_tilin
 from slmjax.ops.attention_reference import attention_reference
 from slmjax.ops.mask import AttentionMask
 
-B, T, H = 2, 22, 8
+B, T, H = 2, 14, 8
 
 UNROLLED = Tiling(q_tile=8, k_tile=8, unrolled=True, by_row=False)
 LOOPED = Tiling(q_tile=8, k_tile=4, unrolled=False, by_row=False)
@@ -22,7 +22,7 @@ UNROLLED_ROWS = Tiling(q_tile=8, k_tile=8, unrolled=True, by_row=True)
 LOOPED_ROWS = Tiling(q_tile=4, k_tile=8, unrolled=False, by_row=True)
 
 # Rows of three documents; the last tile of the first is all padding.
-DOCUMENTS = jnp.array([[1] * 3 + [2] * 10 + [3] + [0] * 8, [1] * 11 + [2] * 5 + [3] * 6], jnp.int32)
+DOCUMENTS = jnp.array([[1] * 3 + [2] * 4 + [3] + [0] * 6, [1] * 7 + [2] * 3 + [3] * 4], jnp.int32)
 MASKS = {
     "full": AttentionMask(causal=False),
     "causal": AttentionMask(),
@@ -66,7 +66,7 @@ def assert_equal_to_reference(mask, tiling, arrays, **options):
     want = value_and_gradients(attention_reference, arrays, mask, tuple(options.items()))
     got = value_and_gradients(attention_chunked, arrays, mask, (*options.items(), ("tiling", tiling)))
     for name, a, b in zip(("out", "dq", "dk", "dv", "dsinks"), got, want, strict=True):
-        # float32 sums of at most 22 terms of size about 1, in another order.
+        # float32 sums of at most 14 terms of size about 1, in another order.
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5, err_msg=name)
 
 
@@ -94,19 +94,23 @@ def test_options_and_groups_equal_reference(tiling, n, k, options):
 @pytest.mark.parametrize("t", [1, 5])
 def test_cached_queries_equal_reference(t):
     """Queries at indices of their own, keys beyond them, and rows of different length, as in decoding."""
-    k_documents_BS = jnp.array([[1] * 18 + [0] * 4, [0] * 3 + [1] * 19], jnp.int32)
+    k_documents_BS = jnp.array([[1] * 11 + [0] * 3, [0] * 3 + [1] * 11], jnp.int32)
     mask = AttentionMask(
         q_documents_BT=jnp.ones((B, t), jnp.int32),
         k_documents_BS=k_documents_BS,
-        q_index_BT=jnp.array([[13], [7]], jnp.int32) + jnp.arange(t, dtype=jnp.int32)[None],
+        q_index_BT=jnp.array([[9], [5]], jnp.int32) + jnp.arange(t, dtype=jnp.int32)[None],
     )
     assert_equal_to_reference(mask, LOOPED, inputs(t=t), sinks=True)
 
 
-def test_queries_with_indices_are_not_unrolled():
+def test_tiling_follows_mask_length_and_devices():
+    choose = functools.partial(choose_tiling, platform="cpu", num_devices=1)
+    assert choose(AttentionMask(), T=512) == Tiling(q_tile=64, k_tile=64, unrolled=True, by_row=True)
+    assert not choose(AttentionMask(), T=513).unrolled
+    assert not choose_tiling(AttentionMask(), T=512, platform="cpu", num_devices=8).by_row
+    assert not choose_tiling(AttentionMask(), T=512, platform="gpu", num_devices=1).by_row
     mask = AttentionMask(q_index_BT=jnp.zeros((B, T), jnp.int32))
-    assert not choose_tiling(mask, T=T, platform="cpu").unrolled
-    assert choose_tiling(AttentionMask(), T=T, platform="cpu").unrolled
+    assert not choose(mask, T=T).unrolled
     with pytest.raises(ValueError, match="q_index_BT is None"):
         attention_chunked(*inputs()[:3], mask, scale=1.0, tiling=UNROLLED)
 
@@ -127,24 +131,25 @@ def test_bfloat16_is_as_near_to_float32_as_the_reference(tiling):
 
 @pytest.mark.parametrize("tiling", [UNROLLED, LOOPED], ids=["unrolled", "looped"])
 def test_packed_documents_equal_documents_one_by_one(tiling):
-    documents_BT = jnp.array([[1] * 11 + [2] * 11] * B, jnp.int32)
+    documents_BT = jnp.array([[1] * 7 + [2] * 7] * B, jnp.int32)
     mask = AttentionMask(q_documents_BT=documents_BT, k_documents_BS=documents_BT)
     arrays = inputs()[:3]
-    packed_BTNH = attention_chunked(*arrays, mask, scale=0.3, tiling=tiling)
-    split_BTNH = attention_reference(*(x.reshape(2 * B, 11, -1, H) for x in arrays), AttentionMask(), scale=0.3)
+    packed_BTNH = jax.jit(functools.partial(attention_chunked, scale=0.3, tiling=tiling))(*arrays, mask)
+    split = [x.reshape(2 * B, 7, -1, H) for x in arrays]
+    split_BTNH = jax.jit(functools.partial(attention_reference, scale=0.3))(*split, AttentionMask())
     np.testing.assert_allclose(packed_BTNH, split_BTNH.reshape(packed_BTNH.shape), atol=1e-6)
 
 
 @pytest.mark.parametrize("tiling", [UNROLLED, LOOPED], ids=["unrolled", "looped"])
 def test_no_gradient_flows_from_later_keys(tiling):
     q_BTNH, k_BSKH, v_BSKH, _, dout_BTNH = inputs()
-    early_BTNH = dout_BTNH.at[:, 10:].set(0.0)
+    early_BTNH = dout_BTNH.at[:, 6:].set(0.0)
     dq, dk, dv, *_ = value_and_gradients(
         attention_chunked, (q_BTNH, k_BSKH, v_BSKH, jnp.zeros(4), early_BTNH), AttentionMask(), (("tiling", tiling),)
     )[1:]
     for gradient in (dq, dk, dv):
-        assert not np.any(gradient[:, 10:])
-        assert np.all(np.any(np.asarray(gradient[:, 1:10]), axis=(-1, -2)))
+        assert not np.any(gradient[:, 6:])
+        assert np.all(np.any(np.asarray(gradient[:, 1:6]), axis=(-1, -2)))
 
 
 @pytest.mark.parametrize("off_by", [-1, 1])
@@ -200,13 +205,18 @@ def test_memory_of_the_chunked_form_is_linear_in_length():
 def test_auto_agrees_with_the_reference_and_logs_each_choice_once(caplog):
     dispatch._log_once.cache_clear()
     arrays = inputs(t=80, s=80)[:3]
+    window = AttentionMask(window=30)
+
+    def call(arrays, mask, implementation="auto"):
+        return attention(*arrays, mask, scale=0.3, implementation=implementation)
+
     with caplog.at_level(logging.INFO, logger="slmjax.attention"):
-        for _ in range(2):
-            out_BTNH = attention(*arrays, AttentionMask(window=30), scale=0.3)
-            short_BTNH = attention(*(x[:, :4] for x in arrays), AttentionMask(), scale=0.3)
-    want_BTNH = attention(*arrays, AttentionMask(window=30), scale=0.3, implementation="reference")
+        out_BTNH = jax.jit(call)(arrays, window)
+        for length in (80, 4, 1, 80):
+            out = jax.eval_shape(call, [x[:, :length] for x in arrays], AttentionMask())
+            assert out.shape == (B, length, 4, H)
+    want_BTNH = jax.jit(functools.partial(call, implementation="reference"))(arrays, window)
     np.testing.assert_allclose(out_BTNH, want_BTNH, atol=1e-5)
-    assert short_BTNH.shape == (B, 4, 4, H)
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
         "attention on cpu: chunked",
         "attention on cpu: reference",
