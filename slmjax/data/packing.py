@@ -25,9 +25,14 @@ def row_of(batch: Batch, index: int) -> Batch:
 
 
 def merge_documents(batch: Batch) -> Batch:
-    """The batch with every row as a single document, its positions running: training without document isolation."""
-    documents = np.minimum(batch.documents, 1)
-    return batch._replace(documents=documents, positions=documents * np.arange(documents.shape[1], dtype=np.int32))
+    """The batch with every row as a single document, its positions running: training without document isolation.
+
+    `documents` is None then, which lets attention use kernels that know no documents. Padding stands at the end of a
+    row, where causality hides it from every token that is learned.
+    """
+    rows, length = batch.tokens.shape
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    return batch._replace(documents=None, positions=positions)
 
 
 class StreamRows:
