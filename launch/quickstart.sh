@@ -15,6 +15,10 @@ step slmjax train configs/quickstart_instruct.gin
 step slmjax eval configs/quickstart.gin --baselines runs/quickstart/data
 step slmjax eval configs/quickstart_instruct.gin
 step slmjax sample configs/quickstart.gin --prompt 'def read_lines(path):'
-step slmjax sample configs/quickstart_instruct.gin --instruct --prompt 'Return the sum of two numbers.'
-step slmjax report runs/quickstart/pretrain runs/quickstart/instruct --output runs/quickstart/report.html \
+step slmjax sample configs/quickstart_instruct.gin --instruct --prompt 'Write a Python function.
+def add(a, b):
+Return the sum of a and b.' --prompt 'Write a Python function.
+def is_empty(self):
+Return True if the queue is empty, False otherwise.'
+step slmjax report runs/quickstart/base runs/quickstart/instruct --output runs/quickstart/report.html \
   --data runs/quickstart/data --data runs/quickstart/instruct_data
