@@ -22,7 +22,9 @@ from jax.sharding import Mesh
 import slmjax
 from slmjax import model
 from slmjax.config import RunConfig
+from slmjax.data.batch import Batch
 from slmjax.data.loader import make_loader
+from slmjax.data.token_store import TokenStore, check_tokenizer
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.evaluate.likelihood import evaluate_all
 from slmjax.parallel.mesh import make_mesh
@@ -64,22 +66,30 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
       config_json: the resolved config as JSON values, likewise.
 
     Raises:
-      ValueError: the run directory belongs to another config, or stores and tokenizer do not fit together.
+      ValueError: the run directory belongs to another config, stores and tokenizer do not fit together, or the batch
+        cannot be divided.
+      CheckpointError: there are checkpoints, but none is whole; or one could not be written.
       TrainingDiverged: the guard stopped the run.
     """
     mesh = make_mesh(run.mesh)
     output_dir = Path(run.output_dir)
-    tokenizer = Tokenizer.load(run.input.tokenizer)
-    if tokenizer.vocab_size > run.model.vocab_size:
+    tokenizer = _matching_tokenizer(run)
+    if run.input.batch_size % (mesh.size * run.execution.microbatches):
         raise ValueError(
-            f"the tokenizer {run.input.tokenizer} has {tokenizer.vocab_size} ids, but ModelConfig.vocab_size is "
-            f"{run.model.vocab_size}; it must be at least as large"
+            f"InputConfig.batch_size {run.input.batch_size} is not a multiple of {mesh.size} devices times "
+            f"ExecutionConfig.microbatches {run.execution.microbatches}; change one of them"
         )
-    _claim_run_dir(output_dir, config_text, config_json)
-    checkpointer = Checkpointer(output_dir / "checkpoints", run.checkpoint)
     optimizer, schedule = build_optimizer(run)
     abstract = abstract_state(run, optimizer, mesh)
+    checkpointer = Checkpointer(output_dir / "checkpoints", run.checkpoint)
+    if checkpointer.steps():
+        _require_same_run(output_dir, config_json)
     state, start_step = _initial_state(run, optimizer, abstract, checkpointer)
+    if start_step > run.steps:
+        raise ValueError(
+            f"the newest checkpoint in {output_dir} is of step {start_step}, beyond RunConfig.steps {run.steps}; "
+            "give at least as many steps, or another RunConfig.output_dir"
+        )
 
     train_step = jax.jit(
         make_train_step(run, optimizer, schedule, constrain(mesh)),
@@ -94,23 +104,25 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
         rows=process_rows(run.input.batch_size, mesh),
         tokenizer_sha256=tokenizer.sha256,
     )
+    extra = {"config": config_text, "config_json": config_json, "versions": versions()}
+    _describe_run(output_dir, **extra)
     tracker = make_tracker(
         run.tracking, output_dir, total_steps=run.steps, resume_step=start_step, config_json=config_json
     )
-    extra = {"config": config_text, "config_json": config_json, "versions": versions()}
     save = _Saver(checkpointer, extra, start_step)
     log = _Log(run, tracker, mesh)
+    profile = _Profile(run, output_dir, finish=log.flush)
+    evaluate = partial(evaluate_all, run_config=run, mesh=mesh, tokenizer_sha256=tokenizer.sha256)
     try:
         with _StopSignal() as stop:
-            step = start_step
             for step, batch in _numbered(batches, start_step, log.meter):
-                _profile(run, step, output_dir)
+                profile.before(step)
                 state, metrics = train_step(state, host_batch_to_global(batch, mesh))
                 # The metrics of the step before: while they are read, the device works on this one.
                 log.step(step, metrics, batch)
                 done = step + 1
                 if _due(done, run.evaluation.every_steps) and done < run.steps:
-                    log.evaluation(done, partial(evaluate_all, state.params, run, mesh=mesh))
+                    log.evaluation(done, partial(evaluate, state.params))
                 interrupted = stop.requested(synchronise=_due(done, run.tracking.log_every_steps))
                 if interrupted or done == run.steps or _due(done, run.checkpoint.every_steps):
                     log.flush()
@@ -120,11 +132,13 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
                     checkpointer.wait()
                     return Outcome(done, True, log.latest)
             log.flush()
+            profile.stop()
             if run.evaluation.sets:
-                log.evaluation(run.steps, partial(evaluate_all, state.params, run, mesh=mesh))
+                log.evaluation(run.steps, partial(evaluate, state.params))
             checkpointer.wait()
             return Outcome(run.steps, False, log.latest)
     finally:
+        profile.stop()
         tracker.close()
         checkpointer.close()
 
@@ -132,12 +146,9 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
 def versions() -> dict[str, str]:
     """Returns what one needs to know to repeat a run: code, libraries, Python and hardware."""
     found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "grain", "numpy")}
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
         "slmjax": slmjax.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         **found,
         "python": platform.python_version(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -145,23 +156,50 @@ def versions() -> dict[str, str]:
     }
 
 
-def _claim_run_dir(output_dir: Path, config_text: str, config_json: Any) -> None:
-    """Writes the config into the run directory; refuses one that holds another run."""
-    saved = output_dir / "config.json"
-    if saved.exists() and (output_dir / "checkpoints").exists():
-        before = json.loads(saved.read_text())
-        changed = [name for name in _FIXED_FIELDS if before.get(name) != config_json.get(name)]
-        if changed:
-            raise ValueError(
-                f"{output_dir} holds a run with another {', '.join(changed)}; choose another RunConfig.output_dir, "
-                "or remove it to start anew"
-            )
+def _commit() -> str:
+    """Returns the commit of this file's repository, with "-dirty" if files of it have changed since."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except OSError:  # no git here
+        return "unknown"
+
+
+def _matching_tokenizer(run: RunConfig) -> Tokenizer:
+    """Returns the run's tokenizer; refuses one that does not fit the model or the held-out stores.
+
+    The loader checks the training stores; a wrong held-out one must not show only at the first evaluation.
+    """
+    tokenizer = Tokenizer.load(run.input.tokenizer)
+    if tokenizer.vocab_size > run.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer {run.input.tokenizer} has {tokenizer.vocab_size} ids, but ModelConfig.vocab_size is "
+            f"{run.model.vocab_size}; it must be at least as large"
+        )
+    for eval_set in run.evaluation.sets:
+        check_tokenizer(TokenStore.open(eval_set.source.path), tokenizer)
+    return tokenizer
+
+
+def _require_same_run(output_dir: Path, config_json: Any) -> None:
+    """Refuses to go on with the checkpoints of another run."""
+    before = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
+    changed = [name for name in _FIXED_FIELDS if before.get(name) != config_json.get(name)]
+    if changed:
+        raise ValueError(
+            f"{output_dir} holds a run with another {', '.join(changed)}; choose another RunConfig.output_dir, "
+            "or remove it to start anew"
+        )
+
+
+def _describe_run(output_dir: Path, *, config: str, config_json: Any, versions: dict[str, str]) -> None:
+    """Writes into the run directory what one needs to know to repeat the run."""
     if jax.process_index() == 0:
         output_dir.mkdir(parents=True, exist_ok=True)
         for name, text in (
-            ("config.gin", config_text),
+            ("config.gin", config),
             ("config.json", json.dumps(config_json, indent=1) + "\n"),
-            ("versions.json", json.dumps(versions(), indent=1) + "\n"),
+            ("versions.json", json.dumps(versions, indent=1) + "\n"),
         ):
             _replace_file(output_dir / name, text)
 
@@ -178,11 +216,10 @@ def _initial_state(run, optimizer, abstract: TrainState, checkpointer: Checkpoin
     if restored is not None:
         logger.info("resuming at step %d", restored.step)
         return restored.state, restored.step
+    params = None if run.init_from is None else load_params(Path(run.init_from) / "checkpoints", abstract.params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.jit(lambda: init_state(run, optimizer), out_shardings=shardings)()
-    if run.init_from is not None:
-        state = state._replace(params=load_params(Path(run.init_from) / "checkpoints", abstract.params))
-    return state, 0
+    start = jax.jit(partial(init_state, run, optimizer), donate_argnums=0, out_shardings=shardings)
+    return start(params), 0
 
 
 def _numbered(batches, start_step: int, meter: Meter) -> Iterator[tuple[int, Any]]:
@@ -198,18 +235,39 @@ def _numbered(batches, start_step: int, meter: Meter) -> Iterator[tuple[int, Any
         step += 1
 
 
+def _visible_keys(batch: Batch, window: int | None) -> float:
+    """Returns the mean number of keys that a query of this batch sees."""
+    if batch.documents is None:
+        return model.causal_visible_keys(batch.tokens.shape[1], window)
+    return model.packed_visible_keys(batch.documents, window)
+
+
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _profile(run: RunConfig, step: int, output_dir: Path) -> None:
-    if run.tracking.profile_steps is None:
-        return
-    first, last = run.tracking.profile_steps
-    if step == first:
-        jax.profiler.start_trace(output_dir / "profile")
-    elif step == last:
-        jax.profiler.stop_trace()
+class _Profile:
+    """Traces the steps of `TrackingConfig.profile_steps` that this process makes; `finish` waits for the device."""
+
+    def __init__(self, run: RunConfig, output_dir: Path, *, finish: Callable[[], None]):
+        self._steps = range(*(run.tracking.profile_steps or (0, 0)))
+        self._directory, self._finish, self._running = output_dir / "profile", finish, False
+
+    def before(self, step: int) -> None:
+        """Starts or stops the trace as `step` is the first or comes after the last."""
+        if (step in self._steps) != self._running:
+            self._finish()
+            if self._running:
+                self.stop()
+            else:
+                jax.profiler.start_trace(self._directory)
+                self._running = True
+
+    def stop(self) -> None:
+        """Writes the trace, if one is under way."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
 
 
 class _Saver:
@@ -247,10 +305,7 @@ class _Log:
         guard.check(self._run.guard, step=step, metrics=metrics)
         self.meter.step(tokens=self._run.input.tokens_per_step)
         if step == 0 or _due(step + 1, self._run.tracking.log_every_steps) or step + 1 == self._run.steps:
-            documents_BT = np.asarray(batch.documents)
-            flops = model.flops_per_token(
-                self._run.model, lambda window: model.packed_visible_keys(documents_BT, window)
-            )
+            flops = model.flops_per_token(self._run.model, partial(_visible_keys, batch))
             metrics |= self.meter.read(flops_per_token=flops)
             self._log(step + 1, metrics)
 
@@ -277,12 +332,12 @@ class _StopSignal:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
     def _note(self, number: int, frame) -> None:
         self._received = True
         for each in self._SIGNALS:
-            signal.signal(each, self._previous[each])
+            signal.signal(each, signal.SIG_DFL)
         print(f"\n{signal.Signals(number).name}: saving a checkpoint, then stopping", file=sys.stderr, flush=True)
 
     def requested(self, *, synchronise: bool) -> bool:

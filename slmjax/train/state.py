@@ -35,9 +35,12 @@ def build_optimizer(run: RunConfig) -> tuple[optax.GradientTransformation, Sched
     return make_optimizer(run.optimizer, schedule, model.specs(run.model)), schedule
 
 
-def init_state(run: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state before the first update; the same on every process."""
-    params = model.init(jax.random.key(run.seed), run.model)
+def init_state(
+    run: RunConfig, optimizer: optax.GradientTransformation, params: model.Params | None = None
+) -> TrainState:
+    """Returns the state before the first update, of `params` or of random ones; the same on every process."""
+    if params is None:
+        params = model.init(jax.random.key(run.seed), run.model)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), initial_guard())
 
 

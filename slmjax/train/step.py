@@ -1,6 +1,7 @@
 """One optimizer step as a pure function (state, batch) -> (state, metrics)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def make_train_step(
     run: RunConfig,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    constrain: Callable[[jax.Array, tuple[str, ...]], jax.Array] = lambda x, _: x,
+    constrain: Callable[[jax.Array, Sequence[str | None]], jax.Array] = lambda x, _: x,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the step function, not yet jitted.
 
@@ -107,7 +108,7 @@ def _split_rows(x_BT: jax.Array, pieces: int) -> jax.Array:
     return x_BT.reshape(-1, pieces, *x_BT.shape[1:]).swapaxes(0, 1)
 
 
-def _balance_experts(params: model.Params, config: ModelConfig, expert_load) -> model.Params:
+def _balance_experts(params: Any, config: ModelConfig, expert_load: dict) -> model.Params:
     """Moves the balancing bias of each expert by its rate towards an even load (Wang et al. 2024, arXiv:2408.15664)."""
     for i, group in enumerate(plan(config)):
         for j, layer in enumerate(group.unit):
