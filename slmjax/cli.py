@@ -55,7 +55,7 @@ def train(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
     """Train, or go on with, the run that a RunConfig describes; status 75 if a signal stopped it."""
     loaded = _load_run(files, overrides)
     _start_jax()
-    from slmjax.gin_loader import to_json
+    from slmjax.config.resolved import to_json
     from slmjax.train.loop import train
 
     outcome = train(loaded.config, config_text=loaded.text, config_json=to_json(loaded.config))
@@ -125,31 +125,42 @@ def show(
     overrides: Overrides = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the resolved config as JSON only.")] = False,
 ) -> None:
-    """Print the resolved config; for a training run also parameters and FLOPs per token. Uses no device."""
-    from slmjax.config import RunConfig
-    from slmjax.gin_loader import to_json
+    """Print the resolved config; of a run also parameters and FLOPs per token, of a model parameters. Uses no device."""
+    from slmjax.config import ModelConfig, RunConfig
+    from slmjax.config.resolved import to_json
 
     loaded = _load(files, overrides)
     if as_json:
         print(json.dumps(to_json(loaded.config), indent=1))
         return
     print(loaded.text.rstrip())
-    if isinstance(loaded.config, RunConfig):
+    if isinstance(loaded.config, ModelConfig):
         print()
-        print(_summary(loaded.config))
+        print(_summary_of_model(loaded.config))
+    elif isinstance(loaded.config, RunConfig):
+        print()
+        print(_summary_of_model(loaded.config.model))
+        print(_summary_of_run(loaded.config))
 
 
-def _summary(run: Any) -> str:
+def _summary_of_model(config: Any) -> str:
     from slmjax import model
 
-    count = model.count_parameters(run.model)
+    count = model.count_parameters(config)
+    return (
+        f"# parameters        {count.total:,} (embedding {count.embedding:,}, active per token {count.active:,})\n"
+        f"# layers            {config.num_layers} executed, {config.num_stored_layers} stored"
+    )
+
+
+def _summary_of_run(run: Any) -> str:
+    from slmjax import model
+
     length = run.input.sequence_length
     flops = model.flops_per_token(run.model, lambda window: model.causal_visible_keys(length, window))
     tokens = run.steps * run.input.tokens_per_step
     return "\n".join(
         (
-            f"# parameters        {count.total:,} (embedding {count.embedding:,}, active per token {count.active:,})",
-            f"# layers            {run.model.num_layers} executed, {run.model.num_stored_layers} stored",
             f"# training FLOPs    {flops:,.0f} per token at length {length}, causal",
             f"# tokens            {run.input.tokens_per_step:,} a step, {tokens:,} in {run.steps:,} steps",
             f"# training compute  {flops * tokens:.3g} FLOPs",
@@ -175,7 +186,7 @@ def _start_jax() -> None:
 
     from slmjax.parallel.distributed import initialise
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "slmjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
