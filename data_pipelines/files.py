@@ -1,6 +1,7 @@
 """Whole files or none: everything is written under a temporary name and renamed."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield partial
             partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where `path` cannot be, a part of it is a file
+            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -31,10 +33,40 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "make room and run" if full else "once that is mended, run"
         raise OSError(
-            error.errno,
-            f"cannot write {path}: {reason}. What is finished stays; make room and run the same command again",
+            error.errno, f"cannot write {path}: {reason}. What is finished stays; {advice} the same command again"
         ) from error
+
+
+@contextlib.contextmanager
+def only_user(directory: Path) -> Iterator[None]:
+    """Makes `directory` and keeps other processes out of it that ask for the same; the lock dies with the process.
+
+    Raises:
+      ValueError: it cannot be made, or another process has it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise ValueError(f"cannot make the output directory {directory}: {os.strerror(error.errno or 0)}") from error
+    try:
+        with contextlib.suppress(ImportError):  # absent on Windows
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"another process is writing {directory}; wait for it, or choose another output_dir"
+                ) from error
+            except OSError:  # some network file systems have no locks
+                pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

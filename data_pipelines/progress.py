@@ -41,8 +41,9 @@ class Reporter:
         self._console = console
         self._path = timings_path
         self._earlier: dict[str, dict[str, float | int | None]] = {}
-        if timings_path.exists():
-            self._earlier = json.loads(timings_path.read_text(encoding="utf-8"))
+        with contextlib.suppress(OSError, ValueError):  # absent or damaged
+            earlier = json.loads(timings_path.read_text(encoding="utf-8"))
+            self._earlier = earlier if isinstance(earlier, dict) else {}
         self._timings: dict[str, dict[str, float | int | None]] = {}
 
     @contextlib.contextmanager

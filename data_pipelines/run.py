@@ -20,6 +20,7 @@ from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts
 from data_pipelines.progress import Reporter
 from data_pipelines.stages import minhash
 from slmjax.config import ExistingTokenizerConfig, NearDedupConfig, PipelineConfig
+from slmjax.config.resolved import to_json
 from slmjax.data.tokenizer import Tokenizer
 
 
@@ -30,19 +31,19 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     documents/ (the selected text), quarantine/, manifest.json, timings.json, and work/, which is only for resuming.
 
     Raises:
-      ValueError: nothing to read or nothing left.
+      ValueError: nothing to read or nothing left, or another process works in output_dir.
       OSError: an output cannot be written.
     """
     if any(isinstance(stage, NearDedupConfig) for stage in config.stages):
         minhash.check_installed()
     root = Path(os.path.expandvars(config.output_dir)).expanduser()
-    reporter = Reporter(console or Console(), root / "timings.json")
-    with LocalEngine(config.num_workers) as engine:
+    with files.only_user(root), LocalEngine(config.num_workers) as engine:
+        reporter = Reporter(console or Console(), root / "timings.json")
         manifest = _Run(config, root, engine, reporter).all_steps()
-    for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed
-        path.unlink()
-    manifest.save(root / "manifest.json")
-    reporter.summary(manifest, root)
+        for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed
+            path.unlink()
+        manifest.save(root / "manifest.json")
+        reporter.summary(manifest, root)
     return manifest
 
 
@@ -54,7 +55,7 @@ class _Run:
     reporter: Reporter
 
     def all_steps(self) -> Manifest:
-        content = tasks.to_json(self.config)
+        content = to_json(self.config)
         content = {name: content[name] for name in content if name not in ("output_dir", "num_workers")}
         shards, hashes, funnel = self.read()
         reasons = self.filter(shards, hashes, funnel)
@@ -175,8 +176,11 @@ class _Run:
         config = self.config.tokenizer
         trained = self.root / "tokenizer.model"
         if isinstance(config, ExistingTokenizerConfig):
-            trained.unlink(missing_ok=True)  # of an earlier config
-            return Path(os.path.expandvars(config.path)).expanduser()
+            existing = Path(os.path.expandvars(config.path)).expanduser()
+            Tokenizer.load(existing)
+            if existing.resolve() != trained.resolve():
+                trained.unlink(missing_ok=True)  # of an earlier config
+            return existing
         task = tokenising.TrainTokenizerTask(
             root=self.root,
             step="tokenizer",

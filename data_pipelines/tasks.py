@@ -14,6 +14,7 @@ from typing import Any
 import slmjax
 from data_pipelines import files
 from data_pipelines.engines import Engine
+from slmjax.config.resolved import to_json
 
 _LIBRARIES = ("numpy", "orjson", "pyarrow", "rensa", "sentencepiece", "zstandard")
 
@@ -82,16 +83,16 @@ def load_finished(task: Task) -> Done | None:
     """Returns the finished task if its marker has its fingerprint and its outputs are there; else None."""
     try:
         marker = json.loads(task.marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if marker["fingerprint"] != task.fingerprint:
-        return None
-    for name, output in marker["outputs"].items():
-        path = task.root / name
-        if not path.is_file() or path.stat().st_size != output["bytes"]:
+        if marker["fingerprint"] != task.fingerprint:
             return None
-    hashes = {name: output["sha256"] for name, output in marker["outputs"].items()}
-    return Done(outputs=hashes, result=marker["result"], seconds=None)
+        for name, output in marker["outputs"].items():
+            path = task.root / name
+            if not path.is_file() or path.stat().st_size != output["bytes"]:
+                return None
+        hashes = {name: output["sha256"] for name, output in marker["outputs"].items()}
+        return Done(outputs=hashes, result=marker["result"], seconds=None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged
+        return None
 
 
 def finish(task: Task, outputs: Iterable[Path], result: dict[str, Any], *, started: float) -> Done:
@@ -113,18 +114,6 @@ def fingerprint(*parts: Any) -> str:
 def sha256_of(value: Any) -> str:
     """Digest of a config dataclass or JSON value."""
     return hashlib.sha256(json.dumps(to_json(value)).encode()).hexdigest()
-
-
-def to_json(value: Any) -> Any:
-    """Config dataclasses as dictionaries that name their class; tuples as lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
-    if isinstance(value, dict):
-        return {name: to_json(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return value
 
 
 @functools.cache

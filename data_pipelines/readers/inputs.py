@@ -100,6 +100,8 @@ def units(inputs: Iterable[InputFile], unit_bytes: int) -> list[tuple[InputFile,
 def _list_paths(paths: Iterable[str], format_name: Literal["auto", "jsonl", "parquet", "text"]) -> list[InputFile]:
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
+        if not path:  # fsspec would search the whole working directory
+            raise ValueError(f"paths holds an empty string, got {tuple(paths)}; the working directory is '.'")
         path = os.path.expanduser(os.path.expandvars(path))
         try:
             found.update(_find(path))

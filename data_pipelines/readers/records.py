@@ -1,8 +1,8 @@
 """Records of one file: JSON lines and parquet rows as dictionaries, whole text files as strings; damage as rejects."""
 
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, NamedTuple, assert_never
 
 import orjson
 import pyarrow as pa
@@ -59,14 +59,17 @@ def read_text(file: InputFile, max_bytes: int) -> str | Reject:
         return Reject(0, "invalid_utf8", str(error), excerpt(content[max(0, error.start - 20) :]))
 
 
-def read_records(file: InputFile, columns: Iterable[str], max_bytes: int) -> Records:
+def read_records(file: InputFile, columns: Collection[str], max_bytes: int) -> Records:
     """Numbered records of a jsonl or parquet file; of a parquet file only those of `columns` that it has."""
-    if file.format == "unsupported":
-        yield Reject(0, "unsupported_extension", "name the format in the source's config, or move the file away")
-    elif file.format == "parquet":
-        yield from _parquet_rows(file, columns, max_bytes)
-    else:
-        yield from _json_lines(file, max_bytes)
+    match file.format:
+        case "jsonl":
+            yield from _json_lines(file, max_bytes)
+        case "parquet":
+            yield from _parquet_rows(file, columns, max_bytes)
+        case "text" | "unsupported":  # whole texts have no records: no conversations in them
+            yield Reject(0, "unsupported_extension", "name the format in the source's config, or move the file away")
+        case _:
+            assert_never(file.format)
 
 
 def excerpt(content: bytes | str) -> str:
@@ -157,14 +160,20 @@ def _decompressor(file: InputFile) -> Any:
     return zstandard.ZstdDecompressor().decompressobj()
 
 
-def _parquet_rows(file: InputFile, columns: Iterable[str], max_bytes: int) -> Records:
+def _parquet_rows(file: InputFile, columns: Collection[str], max_bytes: int) -> Records:
     if file.size == 0:
         yield Reject(0, "empty_file")
         return
     number = 0
     try:
         with file.open() as handle, pq.ParquetFile(handle) as parquet:
-            present = [name for name in columns if name in parquet.schema_arrow.names]
+            names = parquet.schema_arrow.names
+            present = [name for name in columns if name in names]
+            if parquet.metadata.num_rows == 0:
+                yield Reject(0, "empty_file")
+            elif not present:
+                yield Reject(0, "missing_field", f"no column {' or '.join(columns)}, only {names}")
+                return
             for batch in parquet.iter_batches(batch_size=1000, columns=present):
                 for row in range(batch.num_rows):
                     number += 1

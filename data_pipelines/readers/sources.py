@@ -52,7 +52,7 @@ def _texts(source: FilesSourceConfig, file: InputFile, clean: Clean) -> Iterator
         else:
             yield text
         return
-    columns = filter(None, (source.text_field, source.id_field))
+    columns = [name for name in (source.text_field, source.id_field) if name]
     for item in read_records(file, columns, source.max_record_bytes):
         if isinstance(item, Reject):
             yield item
@@ -74,8 +74,8 @@ def _texts(source: FilesSourceConfig, file: InputFile, clean: Clean) -> Iterator
 
 def _conversations(source: ConversationFilesSourceConfig, file: InputFile, clean: Clean) -> Iterator[Document | Reject]:
     columns = ["messages", "instruction", "input", "output", "prompt", "completion", "question", "answer", "system"]
-    named = filter(None, (source.messages_field, source.instruction_field, source.output_field))
-    for item in read_records(file, dict.fromkeys([*columns, *named]), source.max_record_bytes):
+    named = [name for name in (source.messages_field, source.instruction_field, source.output_field) if name]
+    for item in read_records(file, list(dict.fromkeys([*columns, *named])), source.max_record_bytes):
         if isinstance(item, Reject):
             yield item
             continue

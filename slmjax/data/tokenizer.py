@@ -173,10 +173,8 @@ def train_tokenizer(
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2] or "the text is empty."  # after the place in SentencePiece's source
         raise ValueError(
-            f"cannot train a tokenizer of vocab_size {vocab_size} on this text: {reason} More text "
-            "allows a larger vocab_size."
+            f"cannot train a tokenizer of vocab_size {vocab_size} on this text: {_reason(str(error))}"
         ) from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +182,16 @@ def train_tokenizer(
     partial.write_bytes(model.getvalue())
     partial.replace(path)
     return Tokenizer.load(path)
+
+
+def _reason(error: str) -> str:
+    """What SentencePiece says, without the place in its source; where it says nothing, the check that failed."""
+    check, _, reason = error.partition("] ")
+    if reason.startswith("Vocabulary size too high"):
+        return f"{reason} More text allows a larger vocab_size."
+    if "sentences_.empty()" in check:
+        return "the text is empty."
+    return reason.replace(" with --character_coverage option", "") or f"it needs {check.partition('[')[2]}."
 
 
 def _passages(texts: Iterable[str]) -> Iterator[str]:

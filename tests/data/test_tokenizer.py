@@ -114,9 +114,10 @@ def test_options_keep_the_round_trip(tmp_path, model_type):
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "message"),
     [
-        ([SOURCE], 5000, "too high"),
-        ([SOURCE], 100, "smaller than required"),
-        ([], 400, "empty"),
+        ([SOURCE], 5000, r"too high .* More text allows a larger vocab_size\.$"),
+        ([SOURCE], 100, r"smaller than required.* Increase vocab_size or decrease character_coverage\.$"),
+        ([SOURCE], 1, r"on this text: it needs .*unk"),
+        ([], 400, r"the text is empty\.$"),
         (["\ud800"], 400, "surrogate"),
     ],
 )

@@ -161,12 +161,14 @@ def test_damage_is_rejected_with_its_reason_and_the_rest_is_kept(tmp_path):
 
 def test_columns_of_a_wrong_type_in_parquet(tmp_path):
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
-    pq.write_table(pa.table({"other": ["x"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"other": ["x", "y"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "rows0.parquet")
     bad = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
     pq.write_table(pa.table({"text": bad}), tmp_path / "utf8.parquet")
     documents, rejects = read_paths(tmp_path)
     assert not documents
-    assert [r.reason for r in rejects] == ["wrong_type", "wrong_type", "missing_field", "invalid_utf8"]
+    assert [r.reason for r in rejects] == ["wrong_type", "wrong_type", "missing_field", "empty_file", "invalid_utf8"]
+    assert rejects[2].detail == "no column text, only ['other']"
 
 
 def test_one_line_of_fifty_megabytes(tmp_path):
@@ -191,6 +193,8 @@ def test_nothing_matches_is_an_error_that_names_the_path(tmp_path):
     for path in (tmp_path / "absent.jsonl", tmp_path / "*.jsonl", tmp_path):
         with pytest.raises(ValueError, match=f"cannot list {path}".replace("*", r"\*")):
             read_paths(path)
+    with pytest.raises(ValueError, match="paths holds an empty string"):
+        read_paths("")
     with pytest.raises(ValueError, match="cannot list nowhere://x: Protocol not known"):
         read_paths("nowhere://x")
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from data_pipelines import tasks
 from data_pipelines.engines.local import LocalEngine
+from data_pipelines.files import only_user
 from data_pipelines.manifest import Manifest
 from data_pipelines.run import run
 from data_pipelines.selecting import is_held_out
@@ -269,6 +271,48 @@ def test_a_killed_worker_and_a_failed_task_are_clear_errors():
         list(engine.map(kill_self, [1]))
     with LocalEngine(2) as engine, pytest.raises(ValueError, match="task 1 is wrong"):
         list(engine.map(fail, [1, 2]))
+
+
+def test_two_runs_never_write_the_same_directory_at_once(corpus, tmp_path):
+    out = tmp_path / "out"
+    with only_user(out), pytest.raises(ValueError, match=f"another process is writing {out}; wait for it"):
+        quiet(config_of(corpus, out))
+    assert not any(out.iterdir())
+    quiet(config_of(corpus, out))
+    quiet(config_of(corpus, out))  # the lock has gone with the run
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_an_output_directory_that_cannot_be_is_a_clear_error(corpus, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=f"cannot make the output directory {tmp_path / 'file' / below}: "):
+        quiet(config_of(corpus, tmp_path / "file" / below))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"fingerprint": 1, "outputs": 2}'])
+def test_damaged_markers_and_timings_only_cost_time(corpus, finished, tmp_path, content):
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out/timings.json").write_text(content)
+    for marker in (tmp_path / "out/work/markers/read").iterdir():
+        marker.write_text(content)
+    quiet(config_of(corpus, tmp_path / "out"))
+    assert snapshot(tmp_path / "out") == snapshot(finished)
+
+
+def test_the_tokenizer_that_was_trained_here_can_be_kept(corpus, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    trained = tmp_path / "out/tokenizer.model"
+    before = trained.read_bytes()
+    (tmp_path / "text").write_text("no model")
+    with pytest.raises(ValueError, match="is not a SentencePiece model"):
+        quiet(config_of(corpus, tmp_path / "out", tokenizer=ExistingTokenizerConfig(path=str(tmp_path / "text"))))
+    assert trained.read_bytes() == before
+    kept = quiet(config_of(corpus, tmp_path / "out", tokenizer=ExistingTokenizerConfig(path=str(trained))))
+    assert trained.read_bytes() == before
+    assert kept.tokenizer_sha256 == Tokenizer.load(trained).sha256
+    quiet(config_of(corpus, tmp_path / "out", tokenizer=ExistingTokenizerConfig(path=str(finished / trained.name))))
+    assert not trained.exists()  # it is of an earlier config
 
 
 def test_other_thresholds_use_the_old_measurements(corpus, tmp_path):
