@@ -125,7 +125,7 @@ def show(
     overrides: Overrides = [],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json", help="Print the resolved config as JSON only.")] = False,
 ) -> None:
-    """Print the resolved config; of a run also parameters and FLOPs per token, of a model parameters. Uses no device."""
+    """Print the resolved config; of a run also its size and FLOPs, of a model its size. Uses no device."""
     from slmjax.config import ModelConfig, RunConfig
     from slmjax.config.resolved import to_json
 

@@ -8,10 +8,7 @@ program sees plain dataclasses. Files name only the dataclasses of `slmjax.confi
 import dataclasses
 import difflib
 import os
-import re
 import tokenize
-import types
-import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,39 +17,21 @@ from gin import config as gin_config
 from gin import config_parser
 
 from slmjax import config as configs
+from slmjax.config.typed import CLASSES, ConfigError, FieldError, build
 
-_CLASSES = {
-    name: cls
-    for name in configs.__all__
-    if isinstance(cls := getattr(configs, name), type) and dataclasses.is_dataclass(cls)
-}
 _ROOTS = (configs.RunConfig, configs.PipelineConfig)
 
 
-class ConfigError(ValueError):
-    """A config that cannot be used; the message names the file or override, the field, what was expected and got."""
-
-    def __init__(self, message: str):
-        super().__init__(message)
-        self.message = message  # str() may have Gin's additions
-
-
 class _BuildError(ConfigError):
-    """A dataclass of the config could not be made; its `fields` in `scope` are at fault."""
+    """A dataclass of the config could not be made; in `scope` the fields that `error` names are at fault."""
 
-    def __init__(self, message: str, name: str, fields: Sequence[str] = ()):
-        super().__init__(message)
-        self.name, self.fields, self.scope = name, fields, gin.current_scope_str()
+    def __init__(self, error: FieldError):
+        super().__init__(error.message)
+        self.name, self.fields, self.scope = error.name, error.fields, gin.current_scope_str()
 
 
-def _register(name: str, cls: type) -> Callable[..., Any]:
-    """Registers and returns a maker of `cls` that checks fields and types before the class looks at the values."""
-    hints = typing.get_type_hints(cls)
-    required = [
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+def _register(name: str, cls: type) -> None:
+    """Gives Gin a maker of `cls` that checks fields and types before the class looks at the values."""
     # A part that is there by default can be bound without being named: it is made by Gin, too.
     parts = {
         field.name: type(field.default) for field in dataclasses.fields(cls) if dataclasses.is_dataclass(field.default)
@@ -62,23 +41,16 @@ def _register(name: str, cls: type) -> Callable[..., Any]:
         for field, part in parts.items():
             if field not in values:
                 values[field] = gin.get_configurable(f"slmjax.{part.__name__}")()
-        if missing := [field for field in required if field not in values]:
-            raise _BuildError(f"{name}: no value for {', '.join(missing)}; bind {name}.{missing[0]} = ...", name)
-        for field, value in values.items():
-            if not _conforms(value, hints[field]):
-                message = f"{name}.{field}: expected {_spell(hints[field])}, got {_spell_value(value)}"
-                raise _BuildError(message, name, (field,))
         try:
-            return cls(**values)
-        except ValueError as error:
-            words = re.findall(r"\w+", str(error))
-            raise _BuildError(str(error), name, [field for field in values if field in words]) from error
+            return build(cls, values)
+        except FieldError as error:
+            raise _BuildError(error) from error
 
     gin.external_configurable(make, name=name, module="slmjax")
-    return make
 
 
-_MAKERS = {name: _register(name, cls) for name, cls in _CLASSES.items()}
+for _name, _class in CLASSES.items():
+    _register(_name, _class)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +72,7 @@ def load(files: Sequence[str | os.PathLike], overrides: Sequence[str] = (), *, r
     Args:
       files: Gin files; an include is looked up beside the including file, then in the working directory.
       overrides: bindings from the command line.
-      root: class to build; by default RunConfig or PipelineConfig, whichever the files bind.
+      root: class to build; by default RunConfig or PipelineConfig, whichever the files bind, or ModelConfig if neither.
 
     Raises:
       ConfigError: a file is missing, a name is unknown, a required field is absent, a value has the wrong type, a
@@ -115,7 +87,7 @@ def load(files: Sequence[str | os.PathLike], overrides: Sequence[str] = (), *, r
             for override in overrides:
                 _parse_override(override, origins)
             _reject_undefined_macros(origins)
-            root = root or _bound_root(files)
+            root = _bound_root(files, root)
             built = _build(root, files, origins)
             _reject_unused_bindings(origins)
             text = gin.config_str(max_line_length=110)
@@ -123,32 +95,6 @@ def load(files: Sequence[str | os.PathLike], overrides: Sequence[str] = (), *, r
             gin_config._set_config_is_locked(False)  # gin 0.5.0 has no public equivalent
             gin.clear_config()
     return Loaded(built, text)
-
-
-def to_json(node: Any) -> Any:
-    """Returns `node` as JSON values; a dataclass carries its class name, so that unions can be told apart."""
-    if dataclasses.is_dataclass(node):
-        fields = {field.name: to_json(getattr(node, field.name)) for field in dataclasses.fields(node)}
-        return {"class": type(node).__name__, **fields}
-    if isinstance(node, tuple):
-        return [to_json(item) for item in node]
-    return node
-
-
-def from_json(node: Any) -> Any:
-    """Returns the config that `to_json` wrote."""
-    if isinstance(node, dict):
-        name = node.get("class")
-        if name not in _CLASSES:
-            raise ConfigError(f"saved config names the unknown class {name!r}")
-        fields = {key: from_json(value) for key, value in node.items() if key != "class"}
-        known = {field.name for field in dataclasses.fields(_CLASSES[name])}
-        if unknown := sorted(set(fields) - known):
-            raise ConfigError(f"saved config has fields that {name} does not know: {unknown}")
-        return _MAKERS[name](**fields)
-    if isinstance(node, list):
-        return tuple(from_json(item) for item in node)
-    return node
 
 
 class _Delegate(config_parser.ParserDelegate):
@@ -213,7 +159,7 @@ def _statements(text: str, where: Callable[[int], str]) -> Iterator[tuple[Any, s
     except tokenize.TokenError as error:
         problem, (line, _) = error.args
     lines = text.splitlines()
-    found = repr(lines[line - 1].strip()) if line <= len(lines) else "the end of the file"
+    found = repr(lines[line - 1].strip()[:100]) if line <= len(lines) else "the end of the file"
     raise ConfigError(
         f"{where(line)}: expected Name.field = value, where value is a Python literal without arithmetic, @Name() or "
         f"%macro; got {found} ({problem.splitlines()[-1].strip().rstrip('.')})"
@@ -244,12 +190,12 @@ def _key(scope: str, name: str) -> str:
 
 
 def _check_class(name: str) -> None:
-    if name not in _CLASSES:
-        raise ConfigError(f"there is no config class {name!r}{_nearest(name, _CLASSES)}")
+    if name not in CLASSES:
+        raise ConfigError(f"there is no config class {name!r}{_nearest(name, CLASSES)}")
 
 
 def _check_field(name: str, field: str) -> None:
-    fields = [f.name for f in dataclasses.fields(_CLASSES[name])]
+    fields = [f.name for f in dataclasses.fields(CLASSES[name])]
     if field not in fields:
         raise ConfigError(f"{name} has no field {field!r}{_nearest(field, fields)}")
 
@@ -260,9 +206,17 @@ def _nearest(word: str, choices: Collection[str]) -> str:
     return f"; known are {', '.join(choices)}" if 0 < len(choices) < 30 else ""
 
 
-def _bound_root(files) -> type:
+def _bound_root(files, wanted: type | None) -> type:
     bound = {name.rpartition(".")[2] for _, name in gin_config._CONFIG}
     roots = [root for root in _ROOTS if root.__name__ in bound]
+    if wanted is not None:
+        if roots and wanted not in roots:
+            raise ConfigError(
+                f"{', '.join(map(str, files))}: binds a {roots[0].__name__}, but this command needs a {wanted.__name__}"
+            )
+        return wanted
+    if not roots and configs.ModelConfig.__name__ in bound:
+        return configs.ModelConfig
     if len(roots) != 1:
         names = " or ".join(root.__name__ for root in _ROOTS)
         raise ConfigError(f"{', '.join(map(str, files))}: expected bindings of exactly one of {names}, got {roots}")
@@ -314,44 +268,3 @@ def _reject_unused_bindings(origins: dict[str, str]) -> None:
 
 def _inherits(scope: str, ancestor: str) -> bool:
     return not ancestor or scope.split("/")[: ancestor.count("/") + 1] == ancestor.split("/")
-
-
-def _spell(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(repr(arg) for arg in typing.get_args(hint))
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " or ".join(_spell(arg) for arg in typing.get_args(hint))
-    if hint is types.NoneType:
-        return "None"
-    if typing.get_origin(hint) is tuple:
-        first, *others = typing.get_args(hint)
-        if others == [Ellipsis]:
-            return f"a tuple of {_spell(first)}, of one item written (item,)"
-        return f"a tuple ({', '.join(map(_spell, (first, *others)))})"
-    return getattr(hint, "__name__", str(hint))
-
-
-def _spell_value(value: Any) -> str:
-    if isinstance(value, type) or callable(value):
-        return "a class instead of an instance: write @Name() with parentheses"
-    if dataclasses.is_dataclass(value):
-        return type(value).__name__
-    text = repr(value)
-    return f"{text if len(text) < 80 else text[:77] + '...'} ({type(value).__name__})"
-
-
-def _conforms(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_conforms(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return any(type(value) is type(arg) and value == arg for arg in args)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if args[-1] is Ellipsis:
-            return all(_conforms(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_conforms, value, args))
-    if hint in (int, float):  # bool is an int in Python; a config that says True for 4 is a mistake
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, types.NoneType if hint is None else hint)

@@ -29,7 +29,7 @@ ALLOWED = {
     "train": LIBRARY | VERBS,
     "generate": LIBRARY | VERBS,
     "evaluate": LIBRARY | VERBS,
-    "report": LIBRARY | VERBS | {"gin_loader"},  # reads the config.json of a run back
+    "report": LIBRARY | VERBS,
     "cli": LIBRARY | VERBS | {"gin_loader", "data_pipelines"},
     "__main__": {"cli"},
 }

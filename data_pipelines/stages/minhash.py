@@ -18,7 +18,7 @@ def check_installed() -> None:
         import rensa  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            "NearDedupConfig needs the package rensa: pip install 'slmjax[data]', or leave the stage out"
+            "NearDedupConfig needs the package rensa: pip install -e '.[data]' -c constraints.txt, or leave it out"
         ) from error
 
 

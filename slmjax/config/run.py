@@ -5,16 +5,7 @@ from typing import Literal
 
 from slmjax.config.check import fraction, not_negative, positive, require
 from slmjax.config.model import ModelConfig
-from slmjax.config.optim import (
-    AdamWConfig,
-    ConstantScheduleConfig,
-    CosineScheduleConfig,
-    InverseSqrtScheduleConfig,
-    LinearScheduleConfig,
-    LionConfig,
-    MuonConfig,
-    WSDScheduleConfig,
-)
+from slmjax.config.optim import OptimizerConfig, ScheduleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -280,14 +271,8 @@ class RunConfig:
     steps: int
     model: ModelConfig
     input: InputConfig
-    optimizer: AdamWConfig | MuonConfig | LionConfig
-    schedule: (
-        WSDScheduleConfig
-        | CosineScheduleConfig
-        | LinearScheduleConfig
-        | InverseSqrtScheduleConfig
-        | ConstantScheduleConfig
-    )
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
     checkpoint: CheckpointConfig
     seed: int = 0
     init_from: str | None = None

@@ -51,8 +51,6 @@ class DataRecord:
 def read_run(path: Path) -> RunRecord:
     """Reads a run directory, whatever of it is there."""
     problems: list[str] = []
-    if not path.is_dir():
-        problems.append(f"{path} is not a directory")
     return RunRecord(
         path=path,
         config=_object(path / "config.json", problems),

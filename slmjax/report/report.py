@@ -11,7 +11,7 @@ import numpy as np
 
 from slmjax import model
 from slmjax.config import RunConfig
-from slmjax.gin_loader import from_json
+from slmjax.config.resolved import from_json
 from slmjax.report import page
 from slmjax.report.funnel import funnel_section
 from slmjax.report.page import Html, element, joined, number
@@ -47,10 +47,13 @@ def write_report(
       data_dirs: output directories of data pipelines, whose manifests are shown as funnels.
 
     Raises:
-      ValueError: there is nothing to report on.
+      ValueError: there is nothing to report on, or a directory does not exist.
     """
     if not run_dirs and not data_dirs:
         raise ValueError("a report needs at least one run directory or data directory, got none")
+    absent = [os.fspath(path) for path in (*run_dirs, *data_dirs) if not os.path.isdir(path)]
+    if absent:
+        raise ValueError(f"no such directory: {', '.join(absent)}; give the output_dir of a run or of a data pipeline")
     runs = [_open(Path(path)) for path in run_dirs]
     title = "Training report" if len(runs) != 1 else f"Training report: {runs[0].name}"
     body = joined(

@@ -9,9 +9,12 @@ from pathlib import Path
 import gin
 import pytest
 from gin import config as gin_config
+from typer.testing import CliRunner
 
+from slmjax import cli
 from slmjax import config as configs
-from slmjax.gin_loader import ConfigError, from_json, load, to_json
+from slmjax.config.resolved import from_json, to_json
+from slmjax.gin_loader import ConfigError, load
 
 # 28 lines, the first of which is line 1.
 BASE = """\
@@ -123,6 +126,7 @@ REFUSED = {
     "missing include": ('include "nowhere.gin"', "nowhere.gin", "cannot be read (included by run.gin)"),
     "includes itself": ('include "run.gin"', "run.gin: includes itself, by way of run.gin"),
     "includes itself, spelled otherwise": ('include "./run.gin"', "includes itself, by way of run.gin"),
+    "a long line": ("RunConfig.steps = " + "9" * 5000, "run.gin:3", "got 'RunConfig.steps = " + "9" * 82 + "' ("),
     "two roots": ("PipelineConfig.output_dir = 'x'", "exactly one of RunConfig or PipelineConfig"),
 }
 
@@ -243,12 +247,40 @@ def test_macro_gives_two_fields_one_value(tmp_path):
     assert model.width == model.pattern[0].feed_forward.hidden == 24
 
 
+def test_config_of_another_command_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"run\.gin: binds a RunConfig, but this command needs a PipelineConfig"):
+        load(write(tmp_path, ""), root=configs.PipelineConfig)
+
+
 def test_any_class_can_be_the_root(tmp_path):
     (tmp_path / "part.gin").write_text(
         "AttentionConfig:\n  num_heads = 4\n  num_kv_heads = 4\n  head_dim = 8\n  rope = None\n"
     )
     config = load(["part.gin"], root=configs.AttentionConfig).config
     assert config == configs.AttentionConfig(num_heads=4, num_kv_heads=4, head_dim=8, rope=None)
+
+
+MODEL_ONLY = """
+ModelConfig.vocab_size = 12
+ModelConfig.width = 8
+ModelConfig.pattern = (@LayerConfig(),)
+LayerConfig.mixer = @AttentionConfig()
+LayerConfig.feed_forward = @FeedForwardConfig()
+AttentionConfig.num_heads = 2
+AttentionConfig.num_kv_heads = 2
+AttentionConfig.head_dim = 4
+FeedForwardConfig.hidden = 16
+"""
+
+
+def test_file_of_a_model_alone_can_be_shown(tmp_path):
+    path = tmp_path / "model.gin"
+    path.write_text(MODEL_ONLY)
+    assert type(load([path]).config) is configs.ModelConfig
+    shown = CliRunner().invoke(cli.app, ["show", str(path)])
+    assert shown.exit_code == 0, shown.output
+    # 12 * 8 of the table, 4 * 8 * 8 of attention, 3 * 8 * 16 of the feed-forward, three norms of 8.
+    assert "# parameters        760 (embedding 96, active per token 760)" in shown.output
 
 
 def test_result_is_a_plain_value(tmp_path):

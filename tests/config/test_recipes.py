@@ -15,7 +15,8 @@ import pytest
 
 from slmjax import config as configs
 from slmjax import model
-from slmjax.gin_loader import load, to_json
+from slmjax.config.resolved import to_json
+from slmjax.gin_loader import load
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"

@@ -88,5 +88,5 @@ def test_only_the_beginning_of_a_long_document_is_read():
 
 def test_without_rensa_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "rensa", None)
-    with pytest.raises(ValueError, match=r"NearDedupConfig needs the package rensa: pip install 'slmjax\[data\]'"):
+    with pytest.raises(ValueError, match=r"NearDedupConfig needs the package rensa: pip install -e '\.\[data\]' -c"):
         minhash.check_installed()

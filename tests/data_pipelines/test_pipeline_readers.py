@@ -249,6 +249,13 @@ def test_conversations_of_every_form(tmp_path):
     assert "robot" in rejects[1].detail
 
 
+def test_a_text_file_has_no_conversations_unless_its_format_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text(json.dumps({"question": "why", "answer": "because"}))
+    paths = (str(tmp_path / "a.txt"),)
+    assert [r.reason for r in read(ConversationFilesSourceConfig(paths=paths))[1]] == ["unsupported_extension"]
+    assert len(read(ConversationFilesSourceConfig(paths=paths, format="jsonl"))[0]) == 1
+
+
 def test_conversation_fields_can_be_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"q": "why", "a": "because"}))
     source = ConversationFilesSourceConfig(paths=(str(tmp_path / "a.jsonl"),), instruction_field="q", output_field="a")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slmjax import config as c
-from slmjax.gin_loader import to_json
+from slmjax.config.resolved import to_json
 from slmjax.report.page import number
 from slmjax.report.plots import COLOURS, Line, line_plot, smooth, thin
 from slmjax.report.read import Series, read_run
@@ -224,13 +224,12 @@ def test_missing_and_torn_files_are_said(written, tmp_path):
     data = tmp_path / "corpus"
     data.mkdir()
     (data / "manifest.json").write_text('{"steps": [{"step": "read"}]}')
-    text, _ = check(write_report([run, tmp_path / "absent"], tmp_path / "report.html", data_dirs=[data, tmp_path]))
+    text, _ = check(write_report([run], tmp_path / "report.html", data_dirs=[data, tmp_path]))
     for expected in (
         "metrics.jsonl: 2 damaged lines left out (6, 8)",
         "config.json cannot be read",
         "evaluation.json holds no object",
         "samples.jsonl is missing",
-        "absent is not a directory",
         "corpus: manifest.json has an unknown form",
         "manifest.json is missing",
         "Not evaluated.",
@@ -259,6 +258,12 @@ def test_directories_are_called_by_the_path_given(tmp_path, monkeypatch):
 def test_nothing_to_report_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one run directory"):
         write_report([], tmp_path / "report.html")
+
+
+def test_a_directory_that_does_not_exist_is_an_error_and_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"no such directory: .*rnu, .*dtaa"):
+        write_report([tmp_path, tmp_path / "rnu"], tmp_path / "report.html", data_dirs=[tmp_path / "dtaa"])
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_a_step_logged_twice_counts_once_and_non_finite_values_are_left_out(tmp_path):

@@ -3,9 +3,10 @@
 import json
 import random
 
+from slmjax.config.resolved import to_json
 from slmjax.data.token_store import TokenStoreWriter
 from slmjax.data.tokenizer import train_tokenizer
-from slmjax.gin_loader import load, to_json
+from slmjax.gin_loader import load
 
 VOCAB_SIZE = 340
 
