@@ -12,13 +12,14 @@ def compilation_cache_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled_once(compilation_cache_dir):
-    """A persistent compilation cache for a module whose tests train the same tiny model again and again."""
+    """Compiles fast, and the same program once, in a module whose tests train the same tiny model again and again."""
     settings = {
         "jax_compilation_cache_dir": str(compilation_cache_dir),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
