@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 import slmjax
 from slmjax import model
 from slmjax.config import RunConfig
+from slmjax.config.resolved import from_json
 from slmjax.data.batch import Batch
-from slmjax.data.loader import make_loader
-from slmjax.data.token_store import TokenStore, check_tokenizer
+from slmjax.data.loader import eval_batches, make_loader
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.evaluate.likelihood import evaluate_all
 from slmjax.parallel.mesh import make_mesh
@@ -83,7 +83,7 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
     abstract = abstract_state(run, optimizer, mesh)
     checkpointer = Checkpointer(output_dir / "checkpoints", run.checkpoint)
     if checkpointer.steps():
-        _require_same_run(output_dir, config_json)
+        _require_same_run(output_dir, run)
     state, start_step = _initial_state(run, optimizer, abstract, checkpointer)
     if start_step > run.steps:
         raise ValueError(
@@ -166,25 +166,25 @@ def _commit() -> str:
 
 
 def _matching_tokenizer(run: RunConfig) -> Tokenizer:
-    """Returns the run's tokenizer; refuses one that does not fit the model or the held-out stores.
-
-    The loader checks the training stores; a wrong held-out one must not show only at the first evaluation.
-    """
+    """Returns the run's tokenizer; refuses one that does not fit the model, and held-out sets that cannot be read."""
     tokenizer = Tokenizer.load(run.input.tokenizer)
     if tokenizer.vocab_size > run.model.vocab_size:
         raise ValueError(
             f"the tokenizer {run.input.tokenizer} has {tokenizer.vocab_size} ids, but ModelConfig.vocab_size is "
             f"{run.model.vocab_size}; it must be at least as large"
         )
-    for eval_set in run.evaluation.sets:
-        check_tokenizer(TokenStore.open(eval_set.source.path), tokenizer)
+    for eval_set in run.evaluation.sets:  # for its errors, which should not wait for the first evaluation
+        eval_batches(
+            eval_set, batch_size=1, sequence_length=run.input.sequence_length, tokenizer_sha256=tokenizer.sha256
+        )
     return tokenizer
 
 
-def _require_same_run(output_dir: Path, config_json: Any) -> None:
+def _require_same_run(output_dir: Path, run: RunConfig) -> None:
     """Refuses to go on with the checkpoints of another run."""
-    before = json.loads((output_dir / "config.json").read_text(encoding="utf-8"))
-    changed = [name for name in _FIXED_FIELDS if before.get(name) != config_json.get(name)]
+    # Built anew, so that a field that did not exist when it was saved has its default.
+    before = from_json(json.loads((output_dir / "config.json").read_text(encoding="utf-8")))
+    changed = [name for name in _FIXED_FIELDS if getattr(before, name) != getattr(run, name)]
     if changed:
         raise ValueError(
             f"{output_dir} holds a run with another {', '.join(changed)}; choose another RunConfig.output_dir, "

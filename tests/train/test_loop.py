@@ -156,6 +156,21 @@ def test_what_does_not_make_another_run_may_change(finished, tiny, tmp_path):
     assert training[12]["loss"] < training[9]["loss"]
 
 
+def test_a_run_goes_on_although_fields_were_added_since(finished, tiny):
+    """They have their defaults, with which the run was made."""
+    run_dir, _ = finished
+    path = run_dir / "config.json"
+    before = path.read_text()
+    older = json.loads(before)
+    for part, name in ((older["model"], "logit_scale"), (older["input"], "document_isolation"), (older, "init_from")):
+        del part[name]
+    path.write_text(json.dumps(older))
+    try:
+        assert train_here(tiny).step == 12
+    finally:
+        path.write_text(before)
+
+
 def test_a_start_that_failed_does_not_claim_the_directory(tiny, tmp_path):
     with pytest.raises(ValueError, match="is not a token store"):
         train_here(tiny, in_dir(tmp_path), *SHORT, "a/TokenSourceConfig.path = 'nowhere'")
@@ -176,6 +191,12 @@ def foreign(tiny):
 def test_a_store_of_another_tokenizer_is_refused_before_the_first_step(tiny, foreign, tmp_path, source):
     with pytest.raises(ValueError, match="foreign was written with the tokenizer ffff"):
         train_here(tiny, in_dir(tmp_path / "run"), *SHORT, f"{source}/TokenSourceConfig.path = {str(foreign)!r}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_held_out_set_that_cannot_be_read_is_refused_before_the_first_step(tiny, tmp_path):
+    with pytest.raises(ValueError, match="stride 33 of evaluation set 'held_out' exceeds the sequence_length 32"):
+        train_here(tiny, in_dir(tmp_path / "run"), "EvalSetConfig.stride = 33")
     assert not (tmp_path / "run").exists()
 
 
