@@ -260,27 +260,13 @@ def test_any_class_can_be_the_root(tmp_path):
     assert config == configs.AttentionConfig(num_heads=4, num_kv_heads=4, head_dim=8, rope=None)
 
 
-MODEL_ONLY = """
-ModelConfig.vocab_size = 12
-ModelConfig.width = 8
-ModelConfig.pattern = (@LayerConfig(),)
-LayerConfig.mixer = @AttentionConfig()
-LayerConfig.feed_forward = @FeedForwardConfig()
-AttentionConfig.num_heads = 2
-AttentionConfig.num_kv_heads = 2
-AttentionConfig.head_dim = 4
-FeedForwardConfig.hidden = 16
-"""
-
-
-def test_file_of_a_model_alone_can_be_shown(tmp_path):
-    path = tmp_path / "model.gin"
-    path.write_text(MODEL_ONLY)
+def test_file_of_a_model_alone_can_be_shown():
+    path = Path(__file__).parents[2] / "configs" / "model" / "smollm2_135m.gin"
     assert type(load([path]).config) is configs.ModelConfig
     shown = CliRunner().invoke(cli.app, ["show", str(path)])
     assert shown.exit_code == 0, shown.output
-    # 12 * 8 of the table, 4 * 8 * 8 of attention, 3 * 8 * 16 of the feed-forward, three norms of 8.
-    assert "# parameters        760 (embedding 96, active per token 760)" in shown.output
+    assert "ModelConfig.width = 576" in shown.output
+    assert "# parameters        134,515,008 " in shown.output
 
 
 def test_result_is_a_plain_value(tmp_path):
