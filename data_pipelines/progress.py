@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -71,13 +72,13 @@ class Reporter:
 
     def summary(self, manifest: Manifest, root: Path) -> None:
         """Prints the funnel and the sizes of the stores."""
-        table = Table(title=str(root), title_justify="left")
+        table = Table(title=escape(str(root)), title_justify="left")
         for heading in ("step", "source", "documents", "MB", "dropped"):
             table.add_column(heading, justify="right" if heading in ("documents", "MB") else "left", overflow="fold")
         for step in manifest.steps:
             dropped = ", ".join(f"{count:,} {reason}" for reason, count in step.dropped.items())
             kept = step.kept
-            table.add_row(step.step, step.source, f"{kept.documents:,}", f"{kept.bytes / 1e6:,.2f}", dropped)
+            table.add_row(step.step, escape(step.source), f"{kept.documents:,}", f"{kept.bytes / 1e6:,.2f}", dropped)
         self._console.print(table)
         for name, split in manifest.splits.items():
             self._console.print(

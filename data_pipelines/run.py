@@ -5,7 +5,7 @@ import dataclasses
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,9 @@ class _Run:
 
     def step(self, name: str, function: Callable[[Any], tasks.Done], planned: Sequence[tasks.Task]) -> list[tasks.Done]:
         with self.reporter.step(name, len(planned)) as step:
-            return tasks.run_tasks(self.engine, function, planned, advance=step.advance)
+            done = tasks.run_tasks(self.engine, function, planned, advance=step.advance)
+            step.note = _spelled(task.result.get("quarantined", {}) for task in done)
+        return done
 
     def read(self) -> tuple[list[Shard], dict[str, str], list[StepCounts]]:
         """Returns the shards, the sha256 of each by name, and the first rows of the funnel."""
@@ -251,5 +253,9 @@ def _named(configs: Sequence[stages.StageConfig]) -> dict[str, stages.StageConfi
 
 def _why(counts: Sequence[StepCounts]) -> str:
     """Reasons and their numbers, over all of `counts`."""
-    total = sum((collections.Counter(row.dropped) for row in counts), collections.Counter())
+    return _spelled(row.dropped for row in counts)
+
+
+def _spelled(counts: Iterable[Mapping[str, int]]) -> str:
+    total = sum(map(collections.Counter, counts), collections.Counter())
     return ", ".join(f"{number:,} {reason}" for reason, number in total.most_common())

@@ -93,7 +93,7 @@ def evaluate_set(
     loss = nll / tokens
     return EvalResult(
         loss=loss,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        perplexity=math.inf if loss > 700 else math.exp(loss),
         bits_per_byte=nll / math.log(2) / num_bytes,
         tokens=int(tokens),
         bytes=num_bytes,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from slmjax.config import RunConfig
@@ -61,7 +62,7 @@ def _table(result: dict[str, Any]) -> Table:
     metrics = result["metrics"]
     for name in dict.fromkeys(metric.rpartition("/")[0] for metric in metrics):
         scores = [f"{metrics[f'{name}/{score}']:.4f}" for score in ("bits_per_byte", "perplexity", "loss")]
-        table.add_row(name, "this model", *scores, style="bold")
+        table.add_row(escape(name), "this model", *scores, style="bold")
         for baseline, bits in result["baselines"].get(name, {}).items():
             table.add_row("", baseline, f"{bits:.4f}")
     return table

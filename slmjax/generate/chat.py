@@ -1,12 +1,14 @@
 """A conversation with an instruction-tuned run, on the terminal or through a pipe."""
 
 import contextlib
+import io
 import sys
 from collections import abc
 from collections.abc import Iterable, Sequence
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 
 from slmjax.config import GenerationConfig, RunConfig
 from slmjax.data.conversations import Message, render_prompt
@@ -95,9 +97,11 @@ def chat(run_config: RunConfig, *, seed: int = 0, step: int | None = None, conso
         stop_ids=stop_ids(loaded, instruct=True),
         key=jax.random.key(seed),
     )
-    console.print(f"[dim]{run_config.output_dir}, step {loaded.step}; /reset starts anew, /quit ends")
+    console.print(f"[dim]{escape(run_config.output_dir)}, step {loaded.step}; /reset starts anew, /quit ends")
     with contextlib.suppress(ImportError):  # absent on Windows; where present it gives input() editing and history
         import readline  # noqa: F401
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # one wrong byte must not end the conversation
     while True:
         try:
             line = console.input("[bold]you>[/] ").strip()

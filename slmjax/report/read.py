@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+# Beyond it plots overflow.
+_LARGEST = 1e100
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One metric over the steps at which it was logged, ascending; finite values only."""
+    """One metric over the steps at which it was logged, ascending; finite values up to 1e100 only."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -112,10 +114,10 @@ def _series(records: list[dict[str, Any]]) -> dict[str, Series]:
     points: dict[str, dict[int, float]] = {}
     for record in records:
         step = record.get("step")
-        if not isinstance(step, int):
+        if not isinstance(step, int) or abs(step) > _LARGEST:
             continue
         for name, value in record.items():
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+            if name != "step" and isinstance(value, int | float) and abs(value) <= _LARGEST:  # NaN is not
                 points.setdefault(name, {})[step] = float(value)
     return {
         name: Series(np.array(sorted(by_step)), np.array([by_step[step] for step in sorted(by_step)]))

@@ -360,6 +360,15 @@ def test_nothing_readable_is_an_error_with_the_reasons(tmp_path):
         quiet(config_of(tmp_path, tmp_path / "out"))
 
 
+def test_what_is_printed_has_the_rejects_and_names_with_brackets(corpus, tmp_path):
+    screen = io.StringIO()
+    source = FilesSourceConfig(paths=(str(corpus),), name="[/files]")
+    run(config_of(corpus, tmp_path / "[/out]", sources=(source,)), console=Console(file=screen, width=200))
+    assert "1 invalid_json" in screen.getvalue().splitlines()[0]
+    assert "[/files]" in screen.getvalue()
+    assert "[/out]" in screen.getvalue()
+
+
 def test_an_empty_side_of_the_split_is_an_error(corpus, tmp_path):
     with pytest.raises(
         ValueError, match="the held_out side of the split is empty: 60 documents with held_out_fraction"

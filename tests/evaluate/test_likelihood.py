@@ -150,6 +150,12 @@ def test_a_set_with_nothing_to_score_is_an_error(tmp_path):
         evaluate(tmp_path / "store")
 
 
+def test_a_ruined_model_has_no_perplexity(store):
+    ruined = evaluate(store[0], params=jax.tree.map(lambda leaf: leaf * np.nan, PARAMS))
+    assert math.isnan(ruined.loss)
+    assert math.isnan(ruined.perplexity)
+
+
 @pytest.mark.multidevice
 @pytest.mark.parametrize("mesh_config", [c.MeshConfig(data=8, fsdp=1), c.MeshConfig(data=2, fsdp=4)])
 def test_sharded_is_unsharded(store, mesh_config):

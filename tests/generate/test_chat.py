@@ -130,5 +130,15 @@ def test_chat_through_a_pipe(run, monkeypatch):
     assert "never" not in shown
 
 
+def test_bytes_that_are_no_text_do_not_end_the_chat(run, monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO(b"bad \xff\xfe\n/what\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    chat(run, console=Console(file=screen, width=80, highlight=False))
+    assert "bad \ufffd" in screen.getvalue()
+    assert "unknown command /what" in screen.getvalue()
+
+
 def test_chat_ends_with_its_input(run, monkeypatch):
     assert "you>" in talk_through_a_pipe(run, monkeypatch, "")

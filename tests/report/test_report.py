@@ -276,6 +276,31 @@ def test_a_step_logged_twice_counts_once_and_non_finite_values_are_left_out(tmp_
     assert "note" not in metrics
 
 
+def test_values_that_no_plot_can_show_are_left_out(tmp_path):
+    run = write_run(tmp_path / "run")
+    with open(run / "metrics.jsonl", "a") as file:
+        for value in ("1" + "0" * 400, "1e308", "-1e308", "1e400", "null"):
+            file.write(f'{{"step": 5, "loss": {value}}}\n{{"step": 1{"0" * 110}, "loss": 1.0}}\n')
+    check(write_report([run], tmp_path / "report.html"))
+    assert 5 not in read_run(run).metrics["loss"].steps.tolist()
+
+
+def test_a_sample_that_utf8_cannot_hold_is_shown_escaped(tmp_path):
+    run = write_run(tmp_path / "run")
+    with open(run / "samples.jsonl", "a") as file:
+        file.write('{"prompt": "x", "completion": "lone \\ud800"}\n')
+    assert "lone \\ud800" in check(write_report([run], tmp_path / "report.html"))[0]
+
+
+def test_a_report_that_cannot_be_written_names_its_file_and_leaves_nothing(tmp_path):
+    run = write_run(tmp_path / "run")
+    (tmp_path / "report.html").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match=r"cannot write .*report\.html: Is a directory"):
+        write_report([run], tmp_path / "report.html")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_smoothing_keeps_a_constant_and_follows_the_definition():
     flat = smooth(Series(np.arange(100), np.full(100, 3.0)))
     np.testing.assert_allclose(flat.values, 3.0, rtol=1e-12)
