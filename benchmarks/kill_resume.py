@@ -124,7 +124,7 @@ def main() -> None:
         print("|---|---|---|---|")
         for number, step in enumerate(sorted(rng.sample(range(1, steps), args.kills)), 1):
             process = start(args.config, killed, args.overrides)
-            last = kill_at(process, killed, step, delay=rng.random() * 0.2)
+            last = kill_at(process, killed, step, delay=rng.random() * 0.05)
             saved = max(checkpoint_steps(killed), default=0)
             print(f"| {number} | {last} | {saved or 'none'} | {last - saved} |", flush=True)
         if start(args.config, killed, args.overrides).wait() != 0:
