@@ -15,13 +15,13 @@ import typer
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal, saved; the same command goes on
 
 app = typer.Typer(
-    help="Train small language models from scratch in JAX.",
+    help="Train small language models from scratch in JAX. SLMJAX_TRACEBACK=1 shows where an error comes from.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-Files = Annotated[list[Path], typer.Argument(help="Gin files; later ones win.", metavar="CONFIG.gin...")]
+Files = Annotated[list[Path], typer.Argument(help="Gin files; later ones win.", metavar="CONFIG.gin")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Name.field=value, after the files.", metavar="BINDING")]
 Step = Annotated[int | None, typer.Option(help="Checkpoint to use; the newest good one if not given.")]
 
@@ -37,7 +37,6 @@ def main() -> None:
         if os.environ.get("SLMJAX_TRACEBACK"):
             raise
         print(f"slmjax: {error}", file=sys.stderr)
-        print("(SLMJAX_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(1)
 
 
