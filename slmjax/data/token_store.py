@@ -232,25 +232,24 @@ class TokenStore:
             if version != FORMAT_VERSION:
                 raise ValueError(f"format version {version}, this program reads {FORMAT_VERSION}; make the store again")
             metadata = StoreMetadata.from_json(text)
+            store = cls(path, metadata)
+            expected = [store._expected_sizes(shard) for shard in metadata.shards]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path / _METADATA} cannot be used: {error}") from error
-        store = cls(path, metadata)
-        for shard in metadata.shards:
-            store._check_sizes(shard)
-        return store
-
-    def _check_sizes(self, shard: ShardMetadata) -> None:
-        expected = {"tokens.bin": shard.num_tokens * np.dtype(self.metadata.dtype).itemsize}
-        if self.metadata.with_weights:
-            expected["weights.bin"] = shard.num_tokens
-        for suffix, num_values in (("offsets.npy", shard.num_documents + 1), ("bytes.npy", shard.num_documents)):
-            expected[suffix] = 128 + 8 * num_values  # numpy pads the header of a short one-dimensional array to 128
-        for suffix, size in expected.items():
-            file = self.path / f"{shard.name}.{suffix}"
+        for file, size in itertools.chain(*map(dict.items, expected)):
             got = file.stat().st_size if file.exists() else None
             if got != size:
                 state = "is missing" if got is None else f"has {got} bytes"
                 raise ValueError(f"{file} {state}, expected {size} bytes; the store is damaged, make it again")
+        return store
+
+    def _expected_sizes(self, shard: ShardMetadata) -> dict[Path, int]:
+        sizes = {"tokens.bin": shard.num_tokens * np.dtype(self.metadata.dtype).itemsize}
+        if self.metadata.with_weights:
+            sizes["weights.bin"] = shard.num_tokens
+        for suffix, num_values in (("offsets.npy", shard.num_documents + 1), ("bytes.npy", shard.num_documents)):
+            sizes[suffix] = 128 + 8 * num_values  # numpy pads the header of a short one-dimensional array to 128
+        return {self.path / f"{shard.name}.{suffix}": size for suffix, size in sizes.items()}
 
     def verify(self) -> None:
         """Reads every file and compares its sha256. Raises ValueError naming the first that differs."""
@@ -289,8 +288,18 @@ class TokenStore:
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Ids at positions [start, stop), in the type of the store; shorter where the store ends."""
-        return self._slice("tokens", start, stop)
+        """Ids at positions [start, stop), in the type of the store; shorter where the store ends.
+
+        Raises:
+          ValueError: an id lies outside the vocabulary, which a model would take for another without a word.
+        """
+        ids = self._slice("tokens", start, stop)
+        if len(ids) and ids.max() >= self.metadata.vocab_size:
+            raise ValueError(
+                f"{self.path} holds the id {ids.max()} near token {start:,}, its vocabulary has "
+                f"{self.metadata.vocab_size} ids; the store is damaged, make it again"
+            )
+        return ids
 
     def weights(self, start: int, stop: int) -> np.ndarray:
         """Whether each token at [start, stop) is learned, uint8; ones for a store without weights."""

@@ -51,8 +51,12 @@ def evaluate_run(
     if jax.process_index() == 0:
         path = Path(run_config.output_dir) / "evaluation.json"
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
         (console or Console(highlight=False)).print(_table(result))
     return result
 

@@ -100,6 +100,17 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_id_outside_the_vocabulary_is_never_read(tmp_path):
+    store = write(tmp_path / "s", DOCUMENTS)
+    file = tmp_path / "s" / "00000.tokens.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[:4] + b"\xff\xff" + content[6:])
+    store = TokenStore.open(store.path)
+    assert len(store.tokens(0, 2)) == 2
+    with pytest.raises(ValueError, match=r"holds the id 65535 near token 1, .* the store is damaged"):
+        store.tokens(1, 4)
+
+
 def test_damage_is_found(tmp_path):
     path = tmp_path / "s"
     store = write(path, DOCUMENTS, with_weights=True)
@@ -122,6 +133,8 @@ def test_damage_is_found(tmp_path):
         ({"format_version": 99}, "version 99"),
         ({"surplus": 1}, "surplus"),
         ({"shards": None}, "None"),
+        ({"dtype": "float99"}, "float99"),
+        ({"shards": [{**metadata["shards"][0], "num_documents": "x"}]}, "cannot be used"),
     ):
         (path / "metadata.json").write_text(json.dumps({**metadata, **change}))
         with pytest.raises(ValueError, match=message):

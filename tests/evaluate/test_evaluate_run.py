@@ -36,3 +36,12 @@ def test_scores_and_baselines_are_kept_and_shown(run, tmp_path_factory):
 def test_a_run_without_evaluation_sets_is_an_error(run):
     with pytest.raises(ValueError, match=r"bind EvaluationConfig\.sets"):
         evaluate_run(dataclasses.replace(run, evaluation=c.EvaluationConfig()))
+
+
+def test_scores_that_cannot_be_kept_are_an_error_that_names_the_file(run, tmp_path):
+    here = dataclasses.replace(run, output_dir=str(tmp_path))
+    (tmp_path / "checkpoints").symlink_to(f"{run.output_dir}/checkpoints")
+    (tmp_path / "evaluation.json").mkdir()
+    with pytest.raises(OSError, match=r"cannot write .*evaluation\.json: Is a directory"):
+        evaluate_run(here, console=Console(file=io.StringIO()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "evaluation.json"]
