@@ -42,8 +42,10 @@ b/TokenSourceConfig.path = "{root}/b"
 
 RunConfig.optimizer = @AdamWConfig()
 AdamWConfig.peak_lr = 0.01
-RunConfig.schedule = @WSDScheduleConfig()
-WSDScheduleConfig.warmup = @WarmupConfig()
+# Another rate at every step, but no other program for another number of steps: less to compile.
+RunConfig.schedule = @InverseSqrtScheduleConfig()
+InverseSqrtScheduleConfig.warmup = @WarmupConfig()
+InverseSqrtScheduleConfig.timescale_steps = 20
 WarmupConfig.steps = 2
 
 RunConfig.evaluation = @EvaluationConfig()

@@ -12,7 +12,7 @@ from slmjax.data.tokenizer import Tokenizer
 from slmjax.gin_loader import load
 from slmjax.parallel.mesh import make_mesh
 from slmjax.train import loop
-from slmjax.train.checkpoint import load_params
+from slmjax.train.checkpoint import restore_params
 from slmjax.train.guard import TrainingDiverged
 from slmjax.train.state import abstract_state, build_optimizer
 from slmjax.train.throughput import Meter
@@ -25,6 +25,10 @@ SHORT = (
     "second/MixtureStageConfig.start_step = 2",
     "EvaluationConfig.every_steps = None",
 )
+
+
+def load_params(directory, abstract_params, **kwargs):
+    return restore_params(directory, abstract_params, **kwargs).state["params"]
 
 
 @pytest.fixture(scope="module")
