@@ -21,6 +21,7 @@ from data_pipelines.progress import Reporter
 from data_pipelines.stages import minhash
 from slmjax.config import ExistingTokenizerConfig, NearDedupConfig, PipelineConfig
 from slmjax.config.resolved import to_json
+from slmjax.data.exclusive import only_user
 from slmjax.data.tokenizer import Tokenizer
 
 
@@ -37,7 +38,7 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     if any(isinstance(stage, NearDedupConfig) for stage in config.stages):
         minhash.check_installed()
     root = Path(os.path.expandvars(config.output_dir)).expanduser()
-    with files.only_user(root), LocalEngine(config.num_workers) as engine:
+    with only_user(root), LocalEngine(config.num_workers) as engine:
         reporter = Reporter(console or Console(), root / "timings.json")
         manifest = _Run(config, root, engine, reporter).all_steps()
         for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed

@@ -33,7 +33,7 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, OverflowError, MemoryError) as error:
         if os.environ.get("SLMJAX_TRACEBACK"):
             raise
         print(f"slmjax: {error}", file=sys.stderr)

@@ -254,6 +254,7 @@ class NearDedupConfig:
     def __post_init__(self):
         positive(self, "bands", "rows", "ngram", "signature_chars")
         not_negative(self, "seed")
+        require(self.seed < 2**63, self, f"seed must be less than 2**63, got {self.seed}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -288,6 +288,8 @@ class RunConfig:
     def __post_init__(self):
         positive(self, "steps", "clip_norm")
         not_negative(self, "seed")
+        require(self.seed < 2**63, self, f"seed must be less than 2**63, got {self.seed}")
+        require(self.output_dir.strip() != "", self, "output_dir must name a directory, got an empty string")
         require(
             self.input.batch_size % self.execution.microbatches == 0,
             self,

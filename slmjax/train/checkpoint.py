@@ -169,11 +169,6 @@ class Checkpointer:
         _barrier("set_aside:after")
 
 
-def load_params(directory: os.PathLike | str, abstract_params: Any, *, step: int | None = None) -> Any:
-    """Returns the field `params` of the newest whole checkpoint (or that of `step`); raises as `restore_params`."""
-    return restore_params(directory, abstract_params, step=step).state["params"]
-
-
 def restore_params(directory: os.PathLike | str, abstract_params: Any, *, step: int | None = None) -> Restored:
     """Returns the newest whole checkpoint, or that of `step`, with {"params": ...} as its state; reads nothing else.
 

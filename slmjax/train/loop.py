@@ -1,5 +1,6 @@
 """The training loop, in the order things happen: build, restore, step, log, evaluate, save, stop."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -24,13 +25,15 @@ from slmjax import model
 from slmjax.config import RunConfig
 from slmjax.config.resolved import from_json
 from slmjax.data.batch import Batch
+from slmjax.data.exclusive import only_user
 from slmjax.data.loader import eval_batches, make_loader
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.evaluate.likelihood import evaluate_all
 from slmjax.parallel.mesh import make_mesh
 from slmjax.parallel.rules import constrain, host_batch_to_global, process_rows
 from slmjax.train import guard
-from slmjax.train.checkpoint import Checkpointer, load_params
+from slmjax.train.checkpoint import Checkpointer, restore_params
+from slmjax.train.restore import require_tokenizer
 from slmjax.train.state import TrainState, abstract_state, build_optimizer, init_state
 from slmjax.train.step import make_train_step
 from slmjax.train.throughput import Meter
@@ -79,12 +82,20 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
             f"InputConfig.batch_size {run.input.batch_size} is not a multiple of {mesh.size} devices times "
             f"ExecutionConfig.microbatches {run.execution.microbatches}; change one of them"
         )
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            held.enter_context(only_user(output_dir))
+        return _train(run, mesh, tokenizer, config_text=config_text, config_json=config_json)
+
+
+def _train(run: RunConfig, mesh: Mesh, tokenizer: Tokenizer, *, config_text: str, config_json: Any) -> Outcome:
+    output_dir = Path(run.output_dir)
     optimizer, schedule = build_optimizer(run)
     abstract = abstract_state(run, optimizer, mesh)
     checkpointer = Checkpointer(output_dir / "checkpoints", run.checkpoint)
     if checkpointer.steps():
         _require_same_run(output_dir, run)
-    state, start_step = _initial_state(run, optimizer, abstract, checkpointer)
+    state, start_step = _initial_state(run, optimizer, abstract, checkpointer, tokenizer)
     if start_step > run.steps:
         raise ValueError(
             f"the newest checkpoint in {output_dir} is of step {start_step}, beyond RunConfig.steps {run.steps}; "
@@ -104,12 +115,12 @@ def train(run: RunConfig, *, config_text: str, config_json: Any) -> Outcome:
         rows=process_rows(run.input.batch_size, mesh),
         tokenizer_sha256=tokenizer.sha256,
     )
-    extra = {"config": config_text, "config_json": config_json, "versions": versions()}
-    _describe_run(output_dir, **extra)
+    description = {"config": config_text, "config_json": config_json, "versions": versions()}
+    _describe_run(output_dir, **description)
     tracker = make_tracker(
         run.tracking, output_dir, total_steps=run.steps, resume_step=start_step, config_json=config_json
     )
-    save = _Saver(checkpointer, extra, start_step)
+    save = _Saver(checkpointer, {**description, "tokenizer_sha256": tokenizer.sha256}, start_step)
     log = _Log(run, tracker, mesh)
     profile = _Profile(run, output_dir, finish=log.flush)
     evaluate = partial(evaluate_all, run_config=run, mesh=mesh, tokenizer_sha256=tokenizer.sha256)
@@ -183,7 +194,13 @@ def _matching_tokenizer(run: RunConfig) -> Tokenizer:
 def _require_same_run(output_dir: Path, run: RunConfig) -> None:
     """Refuses to go on with the checkpoints of another run."""
     # Built anew, so that a field that did not exist when it was saved has its default.
-    before = from_json(json.loads((output_dir / "config.json").read_text(encoding="utf-8")))
+    saved = output_dir / "config.json"
+    try:
+        before = from_json(json.loads(saved.read_text(encoding="utf-8")))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{saved} cannot be read, so nothing says whose checkpoints these are: {error}") from error
+    if not isinstance(before, RunConfig):
+        raise ValueError(f"{saved} does not hold the config of a run")
     changed = [name for name in _FIXED_FIELDS if getattr(before, name) != getattr(run, name)]
     if changed:
         raise ValueError(
@@ -210,13 +227,20 @@ def _replace_file(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _initial_state(run, optimizer, abstract: TrainState, checkpointer: Checkpointer) -> tuple[TrainState, int]:
+def _initial_state(
+    run: RunConfig, optimizer, abstract: TrainState, checkpointer: Checkpointer, tokenizer: Tokenizer
+) -> tuple[TrainState, int]:
     """Returns the newest good checkpoint's state, else parameters of `init_from`, else random ones."""
     restored = checkpointer.restore(abstract)
     if restored is not None:
+        require_tokenizer(restored, tokenizer, run.output_dir)
         logger.info("resuming at step %d", restored.step)
         return restored.state, restored.step
-    params = None if run.init_from is None else load_params(Path(run.init_from) / "checkpoints", abstract.params)
+    params = None
+    if run.init_from is not None:
+        base = restore_params(Path(run.init_from) / "checkpoints", abstract.params)
+        require_tokenizer(base, tokenizer, run.init_from)
+        params = base.state["params"]
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     start = jax.jit(partial(init_state, run, optimizer), donate_argnums=0, out_shardings=shardings)
     return start(params), 0

@@ -11,7 +11,7 @@ from slmjax import model
 from slmjax.config import ModelConfig, RunConfig
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.parallel.rules import tree_shardings
-from slmjax.train.checkpoint import restore_params
+from slmjax.train.checkpoint import Restored, restore_params
 
 
 class LoadedRun(NamedTuple):
@@ -21,6 +21,20 @@ class LoadedRun(NamedTuple):
     model_config: ModelConfig
     tokenizer: Tokenizer
     step: int
+
+
+def require_tokenizer(restored: Restored, tokenizer: Tokenizer, run_dir: str) -> None:
+    """Refuses a checkpoint whose parameters belong to another tokenizer.
+
+    Raises:
+      ValueError: the checkpoint was saved with a tokenizer of another hash.
+    """
+    saved = restored.extra.get("tokenizer_sha256")
+    if saved is not None and saved != tokenizer.sha256:
+        raise ValueError(
+            f"the checkpoint of step {restored.step} in {run_dir} was trained with the tokenizer {saved[:12]}, but "
+            f"InputConfig.tokenizer is now {tokenizer.sha256[:12]}; make the old one again, or train anew"
+        )
 
 
 def load_run(run_config: RunConfig, *, step: int | None = None, mesh: Mesh | None = None) -> LoadedRun:
@@ -52,4 +66,5 @@ def load_run(run_config: RunConfig, *, step: int | None = None, mesh: Mesh | Non
             f"the run in {run_config.output_dir} has no finished checkpoint; "
             "train it first with `slmjax train` and the same config"
         ) from error
+    require_tokenizer(restored, tokenizer, run_config.output_dir)
     return LoadedRun(restored.state["params"], run_config.model, tokenizer, restored.step)

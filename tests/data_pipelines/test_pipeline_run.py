@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from rich.console import Console
 
 from data_pipelines import tasks
 from data_pipelines.engines.local import LocalEngine
-from data_pipelines.files import only_user
 from data_pipelines.manifest import Manifest
 from data_pipelines.run import run
 from data_pipelines.selecting import is_held_out
@@ -39,6 +37,7 @@ from slmjax.config import (
     SplitConfig,
     TrainTokenizerConfig,
 )
+from slmjax.data.exclusive import only_user
 from slmjax.data.token_store import TokenStore
 from slmjax.data.tokenizer import Tokenizer
 
@@ -376,68 +375,6 @@ def test_an_empty_side_of_the_split_is_an_error(corpus, tmp_path):
         quiet(config_of(corpus, tmp_path, split=SplitConfig(held_out_fraction=1e-9)))
     with pytest.raises(ValueError, match="the train side of the split is empty"):
         quiet(config_of(corpus, tmp_path, split=SplitConfig(held_out_fraction=1 - 1e-9)))
-
-
-def test_the_split_is_stable_and_keeps_its_fraction():
-    config = SplitConfig(held_out_fraction=0.1)
-    sides = {f"k{i}": is_held_out(config, f"k{i}") for i in range(20_000)}
-    assert abs(sum(sides.values()) / len(sides) - 0.1) < 0.01  # five standard deviations
-    more = SplitConfig(held_out_fraction=0.2)
-    assert all(is_held_out(more, key) for key, side in sides.items() if side)
-    other = SplitConfig(held_out_fraction=0.1, salt="other")
-    assert sum(is_held_out(other, key) for key, side in sides.items() if side) < 400
-    assert [is_held_out(config, key) for key in ("k9", "k10", "k39")] == [False, True, True]
-
-
-def module_text(name: str) -> str:
-    body = "\n\n".join(
-        textwrap.dedent(f'''
-        def {name}_{i}(value, other):
-            """Compute the {name} number {i} of a value and of another value.
-
-            More words.
-            """
-            result = value * {i} + len("{name}")
-            return result - other
-        ''')
-        for i in range(3)
-    )
-    return f'"""Module {name}."""\n{body}'
-
-
-def test_functions_of_held_out_modules_are_held_out(tmp_path, monkeypatch):
-    library = tmp_path / "lib"
-    (library / "package/test").mkdir(parents=True)
-    names = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
-    for name in names:
-        (library / f"package/{name}.py").write_text(module_text(name))
-    (library / "package/__init__.py").write_text("")
-    (library / "package/test/test_alpha.py").write_text(module_text("test"))
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(library))
-    split = SplitConfig(held_out_fraction=0.4)
-    common = {"split": split, "num_workers": 1}
-    quiet(
-        PipelineConfig(
-            output_dir=str(tmp_path / "text"),
-            sources=(PythonLibrarySourceConfig(),),
-            tokenizer=TrainTokenizerConfig(vocab_size=400),
-            **common,
-        )
-    )
-    manifest = quiet(
-        PipelineConfig(
-            output_dir=str(tmp_path / "pairs"),
-            sources=(PythonFunctionsSourceConfig(),),
-            tokenizer=ExistingTokenizerConfig(path=str(tmp_path / "text/tokenizer.model")),
-            **common,
-        )
-    )
-    modules = {row["id"].removeprefix("python/") for row in held_out_rows(tmp_path / "text")}
-    pairs = held_out_rows(tmp_path / "pairs")
-    assert {row["id"].removeprefix("python_functions/").partition(":")[0] for row in pairs} == modules
-    assert manifest.steps[0].kept.documents == 3 * len(names)
-    assert not (tmp_path / "pairs/tokenizer.model").exists()
-    assert manifest.tokenizer_sha256 == Tokenizer.load(tmp_path / "text/tokenizer.model").sha256
 
 
 def test_conversation_stores_learn_the_answers_only(corpus, finished, tmp_path):

@@ -21,10 +21,14 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from slmjax.config import CheckpointConfig
-from slmjax.train.checkpoint import Checkpointer, CheckpointError, checksum, load_params
+from slmjax.train.checkpoint import Checkpointer, CheckpointError, checksum, restore_params
 
 CONFIG = CheckpointConfig(every_steps=1, keep_last=10)
 EXTRA = {"config": "ä = 0.1", "data_position": {"next_batch": 17, "sizes": [1, 2**40]}, "loss": 0.1}
+
+
+def load_params(directory, abstract_params, **kwargs):
+    return restore_params(directory, abstract_params, **kwargs).state["params"]
 
 
 class State(NamedTuple):

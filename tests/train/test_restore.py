@@ -6,8 +6,8 @@ import pytest
 from trained_run import VOCAB_SIZE, make_trained_run, params_of
 
 from slmjax.parallel.mesh import make_mesh
-from slmjax.train.checkpoint import CheckpointError
-from slmjax.train.restore import load_run
+from slmjax.train.checkpoint import CheckpointError, Restored
+from slmjax.train.restore import load_run, require_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +40,13 @@ def test_a_run_that_was_never_trained_is_a_clear_error(run, tmp_path):
         load_run(untrained)
     with pytest.raises(CheckpointError, match="step 15"):
         load_run(run, step=15)
+
+
+def test_a_tokenizer_that_was_replaced_is_noticed():
+    class Another:
+        sha256 = "b" * 64
+
+    restored = Restored(7, {}, {"tokenizer_sha256": "a" * 64})
+    with pytest.raises(ValueError, match=r"step 7 in runs/x was trained with the tokenizer aaaaaaaaaaaa"):
+        require_tokenizer(restored, Another(), "runs/x")
+    require_tokenizer(Restored(7, {}, {"tokenizer_sha256": "b" * 64}), Another(), "runs/x")
