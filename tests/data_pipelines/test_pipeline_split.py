@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from pathlib import Path
 
 import orjson
 import zstandard
