@@ -1,4 +1,4 @@
-"""Tokens per second and MFU of one training step, next to transformers + torch.compile on the same device in the same call.
+"""Tokens per second and MFU of a training step, next to transformers + torch.compile in the same call.
 
     python benchmarks/train_step.py configs/recipes/smollm2_135m.gin --batch 32 --steps 300 --peer transformers
 
