@@ -140,18 +140,16 @@ def _train(run: RunConfig, mesh: Mesh, tokenizer: Tokenizer, *, config_text: str
                     with log.meter.paused():
                         save(done, state)
                 if interrupted:
-                    checkpointer.wait()
                     return Outcome(done, True, log.latest)
             log.flush()
             profile.stop()
             if run.evaluation.sets:
                 log.evaluation(run.steps, partial(evaluate, state.params))
-            checkpointer.wait()
             return Outcome(run.steps, False, log.latest)
     finally:
         profile.stop()
         tracker.close()
-        checkpointer.close()
+        checkpointer.close()  # waits for the last save
 
 
 def versions() -> dict[str, str]:

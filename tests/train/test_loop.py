@@ -8,6 +8,7 @@ import pytest
 from tiny_run import read_losses, read_metrics, train_here, write_store, write_tiny_run
 
 from slmjax.config.resolved import from_json
+from slmjax.data.exclusive import only_user
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.gin_loader import load
 from slmjax.parallel.mesh import make_mesh
@@ -135,6 +136,11 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(finished, tiny, ch
     assert checkpoints_in(run_dir) == [9, 12]
 
 
+def test_a_directory_has_one_writer(finished, tiny):
+    with only_user(finished[0]), pytest.raises(ValueError, match="another process is writing"):
+        train_here(tiny)
+
+
 def test_what_does_not_make_another_run_may_change(finished, tiny, tmp_path):
     """More steps, another learning rate, another precision: the run goes on where it was."""
     run_dir, _ = finished
@@ -195,13 +201,13 @@ def foreign(tiny):
 def test_a_store_of_another_tokenizer_is_refused_before_the_first_step(tiny, foreign, tmp_path, source):
     with pytest.raises(ValueError, match="foreign was written with the tokenizer ffff"):
         train_here(tiny, in_dir(tmp_path / "run"), *SHORT, f"{source}/TokenSourceConfig.path = {str(foreign)!r}")
-    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "run").glob("*")) == []
 
 
 def test_a_held_out_set_that_cannot_be_read_is_refused_before_the_first_step(tiny, tmp_path):
     with pytest.raises(ValueError, match="stride 33 of evaluation set 'held_out' exceeds the sequence_length 32"):
         train_here(tiny, in_dir(tmp_path / "run"), "EvalSetConfig.stride = 33")
-    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "run").glob("*")) == []
 
 
 def test_a_vocabulary_larger_than_the_model_s_is_refused(tiny, tmp_path):
