@@ -122,7 +122,7 @@ def run_config(train, eval_sets):
     )
     sources = tuple(c.TokenSourceConfig(path=path) for path in train)
     return c.RunConfig(
-        output_dir="",
+        output_dir="unused",
         steps=1,
         model=c.ModelConfig(vocab_size=30, width=2, pattern=(layer,), repeats=1, final_norm=c.RMSNormConfig()),
         input=c.InputConfig(
