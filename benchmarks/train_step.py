@@ -168,8 +168,11 @@ def main() -> None:
     from slmjax.train.throughput import peak_flops
 
     flops = next((row["flops_per_token"] for row, _ in rows if "flops_per_token" in row), None)
-    peak = peak_flops(jax.devices()[0].device_kind)
-    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {args.config}, length {args.length}")
+    nominal = peak_flops(jax.devices()[0].device_kind)
+    peak = nominal and nominal * jax.device_count()
+    print(
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {args.config}, length {args.length}"
+    )
     print("| what | batch | tokens/s | MFU | peak GiB | compile s | loss first -> last | steps |")
     print("|---|---|---|---|---|---|---|---|")
     for row, batch_size in rows:
