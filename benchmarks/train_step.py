@@ -171,7 +171,8 @@ def main() -> None:
     nominal = peak_flops(jax.devices()[0].device_kind)
     peak = nominal and nominal * jax.device_count()
     print(
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, {args.config}, length {args.length}"
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}, "
+        f"{args.config}, length {args.length}"
     )
     print("| what | batch | tokens/s | MFU | peak GiB | compile s | loss first -> last | steps |")
     print("|---|---|---|---|---|---|---|---|")
