@@ -45,11 +45,6 @@ class AttentionMask:
             missing = "q_documents_BT" if self.q_documents_BT is None else "k_documents_BS"
             raise ValueError(f"AttentionMask: give documents of queries and of keys or neither; {missing} is None")
 
-    @property
-    def is_static(self) -> bool:
-        """Whether the mask holds no arrays, so that it is the same in every row and known before the program runs."""
-        return self.q_documents_BT is None and self.q_index_BT is None
-
 
 def dense(mask: AttentionMask, B: int, T: int, S: int) -> jax.Array:
     """Returns the boolean mask_BTS, straight from the definition: the yardstick of `ranges`, too large for real use."""

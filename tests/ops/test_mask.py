@@ -57,7 +57,7 @@ def test_ranges_equal_the_definition(case):
     assert k_start_BT.dtype == k_end_BT.dtype == jnp.int32
     assert bool(jnp.all((k_start_BT >= 0) & (k_start_BT <= k_end_BT) & (k_end_BT <= S)))
     np.testing.assert_array_equal(ranges_as_dense(k_start_BT, k_end_BT, S), dense(mask, B, T, S))
-    if mask.is_static:
+    if mask.q_documents_BT is None and mask.q_index_BT is None:
         np.testing.assert_array_equal(np.stack(static_ranges(mask, T, S)), [k_start_BT[0], k_end_BT[0]])
 
 
