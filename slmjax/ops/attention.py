@@ -5,7 +5,7 @@
   cudnn      NVIDIA's fused kernels through `jax.nn`; only where they compute exactly what the mask says.
 
 To add an implementation: write it with the reference's signature, reading the mask by `ops.mask.ranges` and
-`tile_bounds`; say in a `why_not_...` what it cannot do; add its name to `Implementation` and to
+`kernels.tiles`; say in a `why_not_...` what it cannot do; add its name to `Implementation` and to
 `ExecutionConfig.attention`, its line to `choose_implementation` and its case to `attention`. For remat = "attention" it
 names what its backward pass needs "attention_out" and "attention_lse", as chunked alone does: of the others that policy
 saves nothing. It gets arrays whose sharding XLA decides; a kernel that XLA cannot partition, such as one in Pallas,

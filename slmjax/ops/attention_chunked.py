@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from slmjax.ops.mask import AttentionMask, ranges, static_ranges, tile_bounds
+from slmjax.kernels.tiles import tile_bounds
+from slmjax.ops.mask import AttentionMask, ranges, static_ranges
 
 # Below every score, and finite: exp(-inf - _LOWEST) is 0 where -inf - -inf would be NaN.
 _LOWEST = -1e30

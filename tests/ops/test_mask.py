@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmjax.ops.mask import AttentionMask, dense, inverse_tile_bounds, ranges, static_ranges, tile_bounds
+from slmjax.kernels.tiles import inverse_tile_bounds, tile_bounds
+from slmjax.ops.mask import AttentionMask, dense, ranges, static_ranges
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Pallas kernels and what they share; plain arrays in and out, nothing of ours imported."""
