@@ -1,0 +1,84 @@
+"""Compiling for an accelerator that is not there, with its real compiler.
+
+For Hopper this needs the packages of the extra `compile` (jax's CUDA plugin and NVIDIA's assembler, no driver), for
+TPU the package libtpu. What compiles is proved to fit the device; how it computes and how fast is not.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@functools.cache
+def hopper_devices() -> Sequence[Any]:
+    """Returns one H100 to compile for.
+
+    Raises:
+      RuntimeError: if jax's CUDA plugin is not installed.
+    """
+    from jax.experimental import topologies  # slow to import, and of use here only
+
+    try:
+        description = topologies.get_topology_desc(
+            platform="cuda", topology_name="NVIDIA H100", target_config=_H100, topology="1x1x1"
+        )
+    except Exception as error:
+        raise RuntimeError("compiling for Hopper needs jax's CUDA plugin: pip install 'slmjax[compile]'") from error
+    return description.devices
+
+
+@functools.cache
+def tpu_devices(topology: str) -> Sequence[Any]:
+    """Returns the devices of a TPU slice to compile for, by a name such as "v5e:2x2", "v5p:2x2x1" or "tpu7x:2x2x1".
+
+    Raises:
+      RuntimeError: if libtpu is not installed or does not know the name.
+    """
+    from jax.experimental import topologies  # slow to import, and of use here only
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for a cloud machine's metadata, slowly
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:
+        raise RuntimeError(f"compiling for the TPU {topology!r} needs libtpu: pip install 'slmjax[compile]'") from error
+
+
+def compile_for(devices: Sequence[Any], function: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
+    """Compiles `function` for the first device, from arguments of which only shapes and dtypes count.
+
+    A function that is sharded over several devices brings its shardings: jit it and lower it with
+    `lowering_platforms` instead.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(devices[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    platform = "cuda" if devices[0].platform in ("cuda", "gpu") else "tpu"
+    return jax.jit(function).trace(*shapes).lower(lowering_platforms=(platform,)).compile()
