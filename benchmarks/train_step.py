@@ -22,7 +22,7 @@ def slmjax_step(run, batch_size: int, length: int, steps: int, overrides: dict) 
 
     from slmjax import model
     from slmjax.data.batch import Batch
-    from slmjax.parallel.mesh import make_mesh
+    from slmjax.parallel.mesh import make_mesh, on_mesh
     from slmjax.parallel.rules import constrain, host_batch_to_global
     from slmjax.train.state import abstract_state, build_optimizer, init_state
     from slmjax.train.step import make_train_step
@@ -38,7 +38,9 @@ def slmjax_step(run, batch_size: int, length: int, steps: int, overrides: dict) 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = jax.jit(lambda: init_state(run, optimizer), out_shardings=shardings)()
     step = jax.jit(
-        make_train_step(run, optimizer, schedule, constrain(mesh)), donate_argnums=0, out_shardings=(shardings, None)
+        on_mesh(mesh, make_train_step(run, optimizer, schedule, constrain(mesh))),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
     )
     tokens = np.random.default_rng(0).integers(3, run.model.vocab_size, (batch_size, length + 1), dtype=np.int32)
     packed = run.input.document_isolation

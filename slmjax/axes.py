@@ -28,3 +28,6 @@ ACT_EMBED = "act_embed"
 # Mesh axes.
 DATA = "data"
 FSDP = "fsdp"
+
+# The mesh axes that divide the rows of a batch.
+BATCH_MESH_AXES = (DATA, FSDP)

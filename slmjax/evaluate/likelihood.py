@@ -15,6 +15,7 @@ from slmjax.config import EvalSetConfig, ExecutionConfig, ModelConfig, RunConfig
 from slmjax.data.batch import Batch
 from slmjax.data.loader import eval_batches, eval_bytes
 from slmjax.ops.loss import token_losses
+from slmjax.parallel.mesh import on_mesh
 from slmjax.parallel.rules import constrain, host_batch_to_global, process_rows
 
 
@@ -149,8 +150,10 @@ def _compiled(config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None
         nll_BT = jnp.where(batch.weights > 0, batch.weights * nll_BT, 0.0)
         return jnp.sum(nll_BT, axis=1), jnp.sum(batch.weights, axis=1)
 
+    if mesh is None:
+        return jax.jit(sums_of_rows)
     # Every process reads the sums of all rows.
-    return jax.jit(sums_of_rows, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(on_mesh(mesh, sums_of_rows), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _add_rows(sums: tuple[jax.Array, jax.Array]) -> np.ndarray:

@@ -1,8 +1,10 @@
 """The device mesh of a run. Its axes are the fields of MeshConfig, in their order: slowest network first."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -22,6 +24,20 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else list(devices)
     sizes = _axis_sizes(config, len(devices))
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+
+
+def on_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `function`, to be jitted, with `mesh` as the ambient one while it is traced: ops.partition reads it.
+
+    Its arguments must lie on that mesh.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
 
 
 def _axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:

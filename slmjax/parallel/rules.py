@@ -30,7 +30,7 @@ PARAMETER_RULES: dict[str, tuple[str, ...]] = {
 }
 
 ACTIVATION_RULES: dict[str, tuple[str, ...]] = {
-    axes.BATCH: (axes.DATA, axes.FSDP),
+    axes.BATCH: axes.BATCH_MESH_AXES,
     axes.LENGTH: (),
     axes.ACT_EMBED: (),
 }

@@ -29,7 +29,7 @@ from slmjax.data.exclusive import only_user
 from slmjax.data.loader import eval_batches, make_loader
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.evaluate.likelihood import evaluate_all
-from slmjax.parallel.mesh import make_mesh
+from slmjax.parallel.mesh import make_mesh, on_mesh
 from slmjax.parallel.rules import constrain, host_batch_to_global, process_rows
 from slmjax.train import guard
 from slmjax.train.checkpoint import Checkpointer, restore_params
@@ -103,7 +103,7 @@ def _train(run: RunConfig, mesh: Mesh, tokenizer: Tokenizer, *, config_text: str
         )
 
     train_step = jax.jit(
-        make_train_step(run, optimizer, schedule, constrain(mesh)),
+        on_mesh(mesh, make_train_step(run, optimizer, schedule, constrain(mesh))),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
     )

@@ -13,7 +13,7 @@ from slmjax import config as configs
 from slmjax import model
 from slmjax.data.batch import Batch
 from slmjax.gin_loader import load
-from slmjax.parallel.mesh import make_mesh
+from slmjax.parallel.mesh import make_mesh, on_mesh
 from slmjax.parallel.rules import constrain, host_batch_to_global
 from slmjax.train.state import abstract_state, build_optimizer, init_state
 from slmjax.train.step import make_train_step
@@ -65,7 +65,7 @@ def start(config_file):
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(run, optimizer, mesh))
         state = jax.jit(lambda: init_state(run, optimizer), out_shardings=shardings)()
         jitted = jax.jit(
-            make_train_step(run, optimizer, schedule, constrain(mesh)),
+            on_mesh(mesh, make_train_step(run, optimizer, schedule, constrain(mesh))),
             donate_argnums=0,
             out_shardings=(shardings, None),
         )
