@@ -19,7 +19,7 @@ from gin import config_parser
 from slmjax import config as configs
 from slmjax.config.typed import CLASSES, ConfigError, FieldError, build
 
-_ROOTS = (configs.RunConfig, configs.PipelineConfig)
+_ROOTS = (configs.RunConfig, configs.PipelineConfig, configs.QualityTrainingConfig)
 
 
 class _BuildError(ConfigError):
@@ -72,7 +72,7 @@ def load(files: Sequence[str | os.PathLike], overrides: Sequence[str] = (), *, r
     Args:
       files: Gin files; an include is looked up beside the including file, then in the working directory.
       overrides: bindings from the command line.
-      root: class to build; by default RunConfig or PipelineConfig, whichever the files bind, or ModelConfig if neither.
+      root: class to build; by default whichever of `_ROOTS` the files bind, or ModelConfig if none.
 
     Raises:
       ConfigError: a file is missing, a name is unknown, a required field is absent, a value has the wrong type, a

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from slmjax.config.check import fraction, not_negative, positive, require
+from slmjax.config.quality import GeneratedFilesSourceConfig, QualityFilterConfig, QualitySampleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -307,7 +308,7 @@ class ExistingTokenizerConfig:
     path: str
 
 
-TextSourceConfig = FilesSourceConfig | PythonLibrarySourceConfig
+TextSourceConfig = FilesSourceConfig | PythonLibrarySourceConfig | GeneratedFilesSourceConfig
 ConversationSourceConfig = ConversationFilesSourceConfig | PythonFunctionsSourceConfig
 StageConfig = (
     LengthFilterConfig
@@ -317,6 +318,8 @@ StageConfig = (
     | MarkerFilterConfig
     | ExactDedupConfig
     | NearDedupConfig
+    | QualityFilterConfig
+    | QualitySampleConfig
 )
 
 
@@ -352,6 +355,18 @@ class PipelineConfig:
         kinds = {isinstance(source, ConversationSourceConfig) for source in self.sources}
         require(
             len(kinds) == 1, self, f"sources must be all text or all conversations (write two configs), got {names}"
+        )
+        generated = [source.name for source in self.sources if isinstance(source, GeneratedFilesSourceConfig)]
+        deduplicated = any(isinstance(stage, ExactDedupConfig | NearDedupConfig) for stage in self.stages)
+        selected = any(
+            isinstance(stage, QualitySampleConfig) or (isinstance(stage, QualityFilterConfig) and stage.has_bound)
+            for stage in self.stages
+        )
+        require(
+            not generated or (deduplicated and selected),
+            self,
+            f"generated text (sources {generated}) enters only through deduplication and a quality stage: stages needs "
+            "ExactDedupConfig or NearDedupConfig, and QualityFilterConfig with a bound or QualitySampleConfig",
         )
 
     @property
