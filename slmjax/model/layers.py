@@ -72,6 +72,7 @@ class Norm(nnx.Module):
         if isinstance(config, LayerNormConfig) and config.bias:
             self.b_D = param((width,), axes.NORM)
 
+    @jax.named_scope("norm")
     def __call__(self, x_D: jax.Array) -> jax.Array:
         """Normalises `x_D`; statistics in float32."""
         if isinstance(self.config, LayerNormConfig):
@@ -269,11 +270,13 @@ class Block(nnx.Module):
         feed_forward = shared_feed_forward or self.feed_forward
         before, after = config.norm_placement in ("pre", "sandwich"), config.norm_placement in ("post", "sandwich")
         h_BTD = self.mixer_norm(x_BTD) if before else x_BTD
-        y_BTD, cache = self.mixer(h_BTD, context, cache)
+        with jax.named_scope("mixer"):
+            y_BTD, cache = self.mixer(h_BTD, context, cache)
         y_BTD = (self.mixer_out_norm(y_BTD) if after else y_BTD) * config.residual_scale
         if not config.parallel:
             x_BTD = x_BTD + y_BTD
             h_BTD = self.feed_forward_norm(x_BTD) if before else x_BTD
-        z_BTD, routing = feed_forward(h_BTD, context)
+        with jax.named_scope("feed_forward"):
+            z_BTD, routing = feed_forward(h_BTD, context)
         z_BTD = (self.feed_forward_out_norm(z_BTD) if after else z_BTD) * config.residual_scale
         return (x_BTD + y_BTD + z_BTD if config.parallel else x_BTD + z_BTD), cache, routing

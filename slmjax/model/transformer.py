@@ -159,7 +159,8 @@ def apply(
     shared = ends.shared_feed_forward if config.share_feed_forward else None
     residual_axes = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
 
-    x_BTD = ends.embed_VD[...][tokens_BT].astype(dtype) * jnp.asarray(config.embedding_scale, dtype)
+    with jax.named_scope("embed"):
+        x_BTD = ends.embed_VD[...][tokens_BT].astype(dtype) * jnp.asarray(config.embedding_scale, dtype)
     x_BTD = constrain(x_BTD, residual_axes)
     new_cache, expert_load, router_loss = [], {}, jnp.zeros((), jnp.float32)
     for i, (group, blockdefs) in enumerate(zip(plan(config), shape.blocks, strict=True)):

@@ -26,6 +26,7 @@ def _llama3_scaled(frequencies: np.ndarray, scaling: Llama3RopeScalingConfig) ->
     return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
+@jax.named_scope("rope")
 def apply_rope(x_BTNH: jax.Array, positions_BT: jax.Array, frequencies: np.ndarray) -> jax.Array:
     """Rotates channel i with channel i + R / 2 by position * frequency i; channels from R on pass unchanged.
 

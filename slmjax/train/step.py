@@ -42,16 +42,17 @@ def make_train_step(
             execution=execution,
             constrain=constrain,
         )
-        sums = linear_cross_entropy(
-            output.hidden_BTD,
-            model.table(params),
-            batch.targets,
-            batch.weights,
-            logit_scale=run.model.logit_scale,
-            logit_softcap=run.model.logit_softcap,
-            z_loss=run.objective.z_loss,
-            chunk_tokens=execution.loss_chunk_tokens,
-        )
+        with jax.named_scope("loss"):
+            sums = linear_cross_entropy(
+                output.hidden_BTD,
+                model.table(params),
+                batch.targets,
+                batch.weights,
+                logit_scale=run.model.logit_scale,
+                logit_softcap=run.model.logit_softcap,
+                z_loss=run.objective.z_loss,
+                chunk_tokens=execution.loss_chunk_tokens,
+            )
         loss = sums.loss / learned_tokens + output.router_loss / execution.microbatches
         return loss, (sums.nll / learned_tokens, output.router_loss / execution.microbatches, output.expert_load)
 
@@ -75,17 +76,18 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         (loss, (nll, router_loss, expert_load)), grads = gradients(state.params, batch)
-        grad_norm = optax.tree.norm(grads)
-        guard, accepted = guard_update(state.guard, loss, grad_norm, run.guard)
-        if run.clip_norm is not None:
-            factor = jnp.minimum(1.0, run.clip_norm / jnp.maximum(grad_norm, 1e-12))
-            grads = jax.tree.map(lambda grad: grad * factor, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params = _balance_experts(params, run.model, expert_load)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(accepted, new, old), (params, opt_state), (state.params, state.opt_state)
-        )
+        with jax.named_scope("optimizer"):
+            grad_norm = optax.tree.norm(grads)
+            guard, accepted = guard_update(state.guard, loss, grad_norm, run.guard)
+            if run.clip_norm is not None:
+                factor = jnp.minimum(1.0, run.clip_norm / jnp.maximum(grad_norm, 1e-12))
+                grads = jax.tree.map(lambda grad: grad * factor, grads)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            params = _balance_experts(params, run.model, expert_load)
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(accepted, new, old), (params, opt_state), (state.params, state.opt_state)
+            )
         metrics = {
             "loss": nll,
             "grad_norm": grad_norm,
