@@ -88,3 +88,8 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
             yield pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
+
+
+def column(path: Path, name: str) -> pa.Array:
+    """One whole column of a parquet file."""
+    return pa.concat_arrays([batch.column(0) for batch in read_batches(path, [name])])

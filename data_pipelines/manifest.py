@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_pipelines import files
 from data_pipelines.documents import Shard
 
@@ -99,27 +97,13 @@ class Manifest:
         return cls(**content)
 
 
-def count_step(
-    step: str,
-    shards: Sequence[Shard],
-    sizes: Sequence[np.ndarray],
-    alive: Sequence[np.ndarray],
-    reasons: Sequence[np.ndarray],
-) -> list[StepCounts]:
-    """Counts, by source, what is alive after a step and the reasons of what it dropped.
-
-    Args:
-      step: its name.
-      shards: all of them.
-      sizes: bytes of each document of each shard.
-      alive: which documents of each shard are left.
-      reasons: why documents of each shard were dropped by this step; "" for the others.
-    """
+def count_step(step: str, shards: Sequence[Shard], verdicts: Sequence[Mapping[str, Any]]) -> list[StepCounts]:
+    """Sums, by source, the counts of the verdicts of each shard after a step."""
     kept: dict[str, Count] = collections.defaultdict(Count)
     dropped: Mapping[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for shard, size, mask, why in zip(shards, sizes, alive, reasons, strict=True):
-        kept[shard.source] += Count(documents=int(mask.sum()), bytes=int(size[mask].sum()))
-        dropped[shard.source].update(why[why != ""].tolist())
+    for shard, counts in zip(shards, verdicts, strict=True):
+        kept[shard.source] += Count(documents=counts["kept"], bytes=counts["kept_bytes"])
+        dropped[shard.source].update(counts["dropped"])
     return [
         StepCounts(step=step, source=source, kept=count, dropped=dict(sorted(dropped[source].items())))
         for source, count in kept.items()

@@ -1,18 +1,15 @@
-"""The steps in the middle: attributes of every shard, and which documents they drop."""
+"""The steps in the middle: attributes of every shard, and what a filter decides by them."""
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipelines import stages, tasks
-from data_pipelines.documents import Shard, parquet_writer, read_batches
+from data_pipelines.documents import Shard, column, parquet_writer, read_batches
 from data_pipelines.reading import shard_path
-from data_pipelines.stages import exact, minhash
-from slmjax.config import ExactDedupConfig, NearDedupConfig
+from data_pipelines.verdicts import Verdicts, verdicts_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,43 +38,33 @@ def measure_shard(task: MeasureTask) -> tasks.Done:
     return tasks.finish(task, [output], {"bytes": task.shard.bytes}, started=started)
 
 
-def drops(
-    config: stages.StageConfig, root: Path, step: str, shards: Sequence[Shard], alive: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-    """Reason to drop each document of each shard, "" to keep it; of no account where it is not alive.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecideTask(tasks.Task):
+    """Decides on the documents of one shard by the attributes of the filter called `stage_name`.
 
-    A deduplication looks at the documents still alive, and keeps the first of each cluster in the order of the shards.
+    `previous` is the name of the stage before, None for the first.
     """
-    paths = [measure_path(root, step, shard) for shard in shards]
-    match config:
-        case ExactDedupConfig():
-            digests = pa.concat_arrays(_living(paths, "digest", alive))
-            return _later_ones(exact.first_of_each(digests), alive, "duplicate")
-        case NearDedupConfig():
-            names = (f"band_{band:02d}" for band in range(config.bands))
-            bands = (pa.concat_arrays(_living(paths, name, alive)).to_numpy() for name in names)
-            return _later_ones(minhash.first_of_each(bands), alive, "near_duplicate")
-        case _:
-            return [
-                np.concatenate([stages.failed_rules(config, batch) for batch in batches])
-                for batches in map(read_batches, paths)
-            ]
+
+    stage_name: str
+    stage: stages.FilterConfig
+    shard: Shard
+    previous: str | None
 
 
-def column(path: Path, name: str) -> pa.Array:
-    """One whole column of a parquet file."""
-    return pa.concat_arrays([batch.column(0) for batch in read_batches(path, [name])])
+def decide_shard(task: DecideTask) -> tasks.Done:
+    """Writes the verdicts of a shard after the filter; the result counts them."""
+    started = time.monotonic()
+    attributes = read_batches(measure_path(task.root, task.stage_name, task.shard))
+    rules = np.concatenate([stages.failed_rules(task.stage, batch) for batch in attributes])
+    verdicts = Verdicts.load(task.root, task.previous, task.shard).after(task.stage_name, rules)
+    return finish_verdicts(task, task.stage_name, task.shard, verdicts, started=started)
 
 
-def _living(paths: Sequence[Path], name: str, alive: Sequence[np.ndarray]) -> Iterator[pa.Array]:
-    """A column of every shard, of the documents still alive."""
-    for path, mask in zip(paths, alive, strict=True):
-        yield column(path, name).filter(pa.array(mask))
-
-
-def _later_ones(first: np.ndarray, alive: Sequence[np.ndarray], reason: str) -> list[np.ndarray]:
-    """Gives `reason` to every living document whose first one is another."""
-    later = np.zeros(sum(map(len, alive)), bool)
-    later[np.flatnonzero(np.concatenate(alive))] = first != np.arange(len(first))
-    reasons = np.where(later, reason, "").astype(object)
-    return np.split(reasons, np.cumsum([len(mask) for mask in alive])[:-1])
+def finish_verdicts(
+    task: tasks.Task, stage_name: str, shard: Shard, verdicts: Verdicts, *, started: float
+) -> tasks.Done:
+    """Writes the verdicts of a shard after a stage, and the marker of the task, whose result counts them."""
+    output = verdicts_path(task.root, stage_name, shard)
+    verdicts.save(output)
+    sizes = column(shard_path(task.root, shard), "bytes").to_numpy()
+    return tasks.finish(task, [output], verdicts.counts(stage_name, sizes), started=started)

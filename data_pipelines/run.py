@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from data_pipelines import files, measuring, reading, selecting, stages, tasks, tokenising
+from data_pipelines import deduplicate, files, measuring, reading, selecting, stages, tasks, tokenising
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.engines.local import LocalEngine
@@ -59,8 +58,8 @@ class _Run:
         content = to_json(self.config)
         content = {name: content[name] for name in content if name not in ("output_dir", "num_workers")}
         shards, hashes, funnel = self.read()
-        reasons = self.filter(shards, hashes, funnel)
-        hashes = self.select(shards, hashes, reasons)
+        last, verdicts = self.filter(shards, hashes, funnel)
+        hashes = self.select(shards, hashes, last, verdicts)
         tokenizer_path = self.tokenizer(shards, hashes)
         tokenizer = Tokenizer.load(tokenizer_path)
         config_sha256 = tasks.sha256_of(content)
@@ -106,57 +105,96 @@ class _Run:
             raise ValueError(f"not one document could be read (see {self.root / 'quarantine'}): {_why(funnel)}")
         return shards, {path.stem: digest for path, digest in outputs.items() if path.suffix == ".parquet"}, funnel
 
-    def filter(self, shards: list[Shard], hashes: dict[str, str], funnel: list[StepCounts]) -> list[np.ndarray]:
-        """Returns, for every document of every shard, "<step>.<rule>" that dropped it or ""; extends the funnel."""
-        sizes = [measuring.column(reading.shard_path(self.root, shard), "bytes").to_numpy() for shard in shards]
-        reasons = [np.full(shard.documents, "", object) for shard in shards]
+    def filter(
+        self, shards: list[Shard], hashes: dict[str, str], funnel: list[StepCounts]
+    ) -> tuple[str | None, dict[str, str]]:
+        """Runs the stages; extends the funnel. Returns the last one's name and the sha256 of each shard's verdicts."""
+        previous, before = None, dict.fromkeys(hashes, "")
         for name, stage in _named(self.config.stages).items():
+            planned = self.measurements(name, stage, shards, hashes)
+            with self.reporter.step(name, len(planned)) as step:
+                measured = tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
+                inputs = {
+                    task.name: [before[task.name], *done.outputs.values()]
+                    for task, done in zip(planned, measured, strict=True)
+                }
+                decided = self.decide(name, stage, shards, inputs, previous)
+                counts = count_step(name, shards, [done.result for done in decided])
+                step.note = _why(counts)
+            for kind in ("attributes", "verdicts"):
+                files.remove_others(self.root / "work" / kind / name, {f"{shard.name}.parquet" for shard in shards})
+            funnel += counts
+            previous, before = name, {shard.name: _only(done) for shard, done in zip(shards, decided, strict=True)}
+        if previous is not None and not any(done.kept.documents for done in counts):
+            raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
+        return previous, before
+
+    def measurements(
+        self, name: str, stage: stages.StageConfig, shards: list[Shard], hashes: dict[str, str]
+    ) -> list[measuring.MeasureTask]:
+        """The tasks that measure the attributes of a stage."""
+        return [
+            measuring.MeasureTask(
+                root=self.root,
+                step=name,
+                name=shard.name,
+                fingerprint=tasks.fingerprint(type(stage).__name__, stages.measured_fields(stage), hashes[shard.name]),
+                stage=stage,
+                shard=shard,
+            )
+            for shard in shards
+        ]
+
+    def decide(
+        self,
+        name: str,
+        stage: stages.StageConfig,
+        shards: list[Shard],
+        inputs: dict[str, list[str]],
+        previous: str | None,
+    ) -> list[tasks.Done]:
+        """Writes the verdicts after a stage; `inputs` are the hashes of what the verdicts of each shard depend on."""
+        if isinstance(stage, stages.FilterConfig):
             planned = [
-                measuring.MeasureTask(
+                measuring.DecideTask(
                     root=self.root,
-                    step=name,
+                    step=f"verdicts/{name}",
                     name=shard.name,
-                    fingerprint=tasks.fingerprint(
-                        type(stage).__name__, stages.measured_fields(stage), hashes[shard.name]
-                    ),
+                    fingerprint=tasks.fingerprint(stage, inputs[shard.name]),
+                    stage_name=name,
                     stage=stage,
                     shard=shard,
+                    previous=previous,
                 )
                 for shard in shards
             ]
-            alive = [column == "" for column in reasons]
-            with self.reporter.step(name, len(planned)) as step:
-                tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
-                files.remove_others(
-                    self.root / "work" / "attributes" / name, {f"{shard.name}.parquet" for shard in shards}
-                )
-                rules = measuring.drops(stage, self.root, name, shards, alive)
-                for column, living, rule in zip(reasons, alive, rules, strict=True):
-                    rule[~living] = ""
-                    dropped = rule != ""
-                    column[dropped] = [f"{name}.{why}" for why in rule[dropped]]
-                    living &= ~dropped
-                counts = count_step(name, shards, sizes, alive, rules)
-                step.note = _why(counts)
-            funnel += counts
-        if not any((column == "").any() for column in reasons):
-            raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
-        return reasons
+            return tasks.run_tasks(self.engine, measuring.decide_shard, planned, advance=lambda done: None)
+        step = deduplicate.GlobalStep(
+            root=self.root,
+            engine=self.engine,
+            name=name,
+            shards=tuple(shards),
+            previous=previous,
+            fingerprint=tasks.fingerprint(stage, inputs),
+        )
+        return deduplicate.decide(stage, step)
 
-    def select(self, shards: list[Shard], hashes: dict[str, str], reasons: list[np.ndarray]) -> dict[str, str]:
-        """Writes the selected documents and returns the sha256 of their shards."""
+    def select(
+        self, shards: list[Shard], hashes: dict[str, str], last: str | None, verdicts: dict[str, str]
+    ) -> dict[str, str]:
+        """Writes the documents alive after the stage `last` and returns the sha256 of their shards."""
         planned = [
             selecting.SelectTask(
                 root=self.root,
                 step="select",
                 name=shard.name,
-                fingerprint=tasks.fingerprint(self.config.split, hashes[shard.name], tasks.sha256_of(column.tolist())),
+                fingerprint=tasks.fingerprint(self.config.split, hashes[shard.name], verdicts[shard.name]),
                 shard=shard,
                 conversations=self.config.conversations,
                 split=self.config.split,
-                reasons=column.tolist(),
+                last=last,
             )
-            for shard, column in zip(shards, reasons, strict=True)
+            for shard in shards
         ]
         done = self.step("select", selecting.select_shard, planned)
         for directory in ("documents", "work/decisions"):
@@ -164,7 +202,7 @@ class _Run:
         fraction = self.config.split.held_out_fraction
         for side, wanted in (("train", True), ("held_out", fraction > 0)):
             if wanted and not any(task.result[side] for task in done):
-                kept = sum(int((column == "").sum()) for column in reasons)
+                kept = sum(task.result["train"] + task.result["held_out"] for task in done)
                 raise ValueError(
                     f"the {side} side of the split is empty: {kept} documents with held_out_fraction = {fraction}; "
                     "change the fraction, or the salt"
@@ -250,6 +288,11 @@ def _named(configs: Sequence[stages.StageConfig]) -> dict[str, stages.StageConfi
         count = sum(isinstance(other, type(config)) for other in named.values())
         named[f"{name}_{count + 1}" if count else name] = config
     return named
+
+
+def _only(done: tasks.Done) -> str:
+    (digest,) = done.outputs.values()
+    return digest
 
 
 def _why(counts: Sequence[StepCounts]) -> str:

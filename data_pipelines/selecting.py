@@ -6,24 +6,28 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipelines import tasks
 from data_pipelines.documents import CONVERSATION_SCHEMA, TEXT_SCHEMA, Shard, parquet_writer, read_batches
 from data_pipelines.reading import shard_path
+from data_pipelines.verdicts import Edits, Verdicts, edited
 from slmjax.config import SplitConfig
 
-_DECISIONS = pa.schema([("id", pa.string()), ("reason", pa.string()), ("held_out", pa.bool_())])
+_DECISIONS = pa.schema(
+    [("id", pa.string()), ("reason", pa.string()), ("duplicate_of", pa.string()), ("held_out", pa.bool_())]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SelectTask(tasks.Task):
-    """Selects the documents of one shard: those whose reason to be dropped is ""."""
+    """Selects the documents of one shard: those alive after the stage `last`, all of them where it is None."""
 
     shard: Shard
     conversations: bool
     split: SplitConfig
-    reasons: Sequence[str]
+    last: str | None
 
 
 def is_held_out(config: SplitConfig, key: str) -> bool:
@@ -42,14 +46,18 @@ def select_shard(task: SelectTask) -> tasks.Done:
     started = time.monotonic()
     outputs = [documents_path(task.root, task.shard), task.root / "work" / "decisions" / f"{task.shard.name}.parquet"]
     schema = (CONVERSATION_SCHEMA if task.conversations else TEXT_SCHEMA).append(pa.field("held_out", pa.bool_()))
+    verdicts = Verdicts.load(task.root, task.last, task.shard)
     start = 0
     counts = {"train": 0, "held_out": 0}
     with parquet_writer(outputs[0], schema) as kept, parquet_writer(outputs[1], _DECISIONS) as decisions:
         for batch in read_batches(shard_path(task.root, task.shard)):
-            reasons = pa.array([why or None for why in task.reasons[start : start + len(batch)]], pa.string())
+            rows = slice(start, start + len(batch))
+            reasons = pa.array([why or None for why in verdicts.reasons[rows]], pa.string())
+            originals = pa.array(verdicts.duplicate_of[rows], pa.string())
             sides = pa.array([is_held_out(task.split, key) for key in batch.column("key").to_pylist()], pa.bool_())
+            decisions.write_batch(pa.record_batch([batch.column("id"), reasons, originals, sides], schema=_DECISIONS))
+            batch = _edited(batch, verdicts.edits, start)
             start += len(batch)
-            decisions.write_batch(pa.record_batch([batch.column("id"), reasons, sides], schema=_DECISIONS))
             chosen = pa.record_batch([*batch.columns, sides], schema=schema).filter(reasons.is_null())
             if len(chosen):
                 kept.write_batch(chosen)
@@ -57,6 +65,19 @@ def select_shard(task: SelectTask) -> tasks.Done:
             counts["held_out"] += held_out
             counts["train"] += len(chosen) - held_out
     return tasks.finish(task, outputs, {**counts, "bytes": task.shard.bytes}, started=started)
+
+
+def _edited(batch: pa.RecordBatch, edits: Edits, start: int) -> pa.RecordBatch:
+    """The documents with the changes of their texts made; `start` is the row in the shard of the first."""
+    rows = np.unique(edits.rows[slice(*np.searchsorted(edits.rows, [start, start + len(batch)]))]).tolist()
+    if not rows:
+        return batch
+    texts = batch.column("text").to_pylist()
+    for row in rows:
+        texts[row - start] = edited(texts[row - start], edits.of(row))
+    sizes = pa.array([len(text.encode()) for text in texts], pa.int64())
+    changed = batch.set_column(batch.schema.get_field_index("text"), "text", pa.array(texts, pa.string()))
+    return changed.set_column(batch.schema.get_field_index("bytes"), "bytes", sizes)
 
 
 def of_side(batch: pa.RecordBatch, *, held_out: bool) -> pa.RecordBatch:
