@@ -1,0 +1,323 @@
+"""Fused attention on Hopper, forward: FlashAttention-3's pipeline (arXiv:2407.08608) over ranges of keys.
+
+A block has one producer warpgroup, which only copies, and two or three consumers with 64 rows of queries each. Keys and
+values go through a ring of tiles in shared memory. A consumer issues the scores of tile j together with the values of
+tile j - 1, and computes the softmax of j while the values are still being multiplied; consumers take turns at issuing,
+so that one's softmax runs under the other's products. Blocks are persistent and take the longest tiles of queries
+first; the queries of the next tile are fetched while the last one is written.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from slmjax.kernels.hopper.warpgroups import (
+    FIRST_NAMED_BARRIER,
+    NAMED_BARRIERS,
+    ROWS,
+    THREADS,
+    arrive,
+    div,
+    rem,
+    sm_count,
+    sync,
+    tiled_smem,
+    transposed,
+)
+from slmjax.kernels.tiles import IntArray, inner_tile_bounds, pad_ranges, tile_bounds
+
+_LOG2E = math.log2(math.e)
+_LOWEST = -1e30  # maximum of no scores: finite, so that its differences are numbers
+_L2_BYTES = 32 << 20  # of keys and values that blocks work on at one time, of the 50 MB of second-level cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ForwardTiling:
+    """How the forward kernel cuts its work.
+
+    Attributes:
+      warpgroups: consumers of a block, each with 64 rows of queries.
+      k_tile: keys of a tile.
+      stages: tiles of keys, and of values, in shared memory.
+      heads_together: the consumers take the same queries of as many heads of one key/value head, instead of
+        neighbouring queries of one head.
+      turns: whether consumers take turns at the tensor cores.
+    """
+
+    warpgroups: int = 2
+    k_tile: int = 128
+    stages: int = 2
+    heads_together: bool = False
+    turns: bool = True
+
+    def __post_init__(self):
+        if self.warpgroups + 2 * self.stages + 1 > NAMED_BARRIERS:
+            raise ValueError(f"ForwardTiling: more barriers than the hardware has, got {self}")
+
+    @property
+    def q_tile(self) -> int:
+        """Queries of a block's tile."""
+        return ROWS if self.heads_together else ROWS * self.warpgroups
+
+
+def attention_forward(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    k_start_XT: IntArray,
+    k_end_XT: IntArray,
+    sinks_N: jax.Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    tiling: ForwardTiling,
+    interpret: object = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns out_BTNH and the natural logarithm of the softmax's denominator, lse_BNT in float32.
+
+    T must be a multiple of 64 and S of the tile of keys; head_dim a multiple of 16. Queries whose range is empty give
+    zeros and an lse of +infinity. `k_start_XT` and `k_end_XT` have one row for all, or one for each of the batch.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    W, G, dtype = tiling.warpgroups, N // K, q_BTNH.dtype
+    k_tile, stages = tiling.k_tile, tiling.stages
+    heads = W if tiling.heads_together else 1
+    if T % ROWS or S % k_tile or G % heads:
+        raise ValueError(f"attention_forward: T={T}, S={S}, {G} heads a group do not fit {tiling}")
+    num_tiles, num_slices = pl.cdiv(T, tiling.q_tile), B * (N // heads)
+    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, num_tiles * tiling.q_tile)
+    bounds_XI4 = _bounds(k_start_XT, k_end_XT, q_tile=tiling.q_tile, k_tile=k_tile)
+    X = k_start_XT.shape[0]
+
+    num_blocks = min(sm_count(), num_tiles * num_slices)
+    together = _slices_together(num_slices, bytes_each=4 * S * H * heads // G)
+
+    turn, k_free = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + W
+    v_free, q_free = k_free + stages, k_free + 2 * stages
+    both = (W + 1) * THREADS
+    softmax_scale = (scale if softcap is None else softcap) * _LOG2E
+
+    def body(q_ref, k_ref, v_ref, start_ref, end_ref, bounds_ref, *refs):
+        sinks_ref = None if sinks_N is None else refs[0]
+        out_ref, lse_ref, q_smem, k_smem, v_smem, out_smem, lse_smem, q_full, k_full, v_full = refs[-10:]
+        wg, block = lax.axis_index("wg"), lax.axis_index("block")
+
+        def place(i):
+            """Batch row, first head, tile of queries, and its tiles of keys, of the block's i-th piece of work."""
+            item = block + i * num_blocks
+            group = div(item, together * num_tiles)
+            within = item - group * (together * num_tiles)
+            tile = num_tiles - 1 - div(within, together)
+            slice_ = group * together + rem(within, together)
+            b = div(slice_, N // heads)
+            head = (slice_ - b * (N // heads)) * heads
+            x = b if X > 1 else 0
+            bound = lambda n: bounds_ref[x, tile, n]
+            return b, head, tile, x, bound
+
+        num_items = div(num_tiles * num_slices - 1 - block, num_blocks) + 1
+
+        def rows_of(tile, w):
+            return tile * ROWS if tiling.heads_together else tile * (ROWS * W) + w * ROWS
+
+        @pl.when(wg == W)
+        def _producer():
+            plgpu.set_max_registers(24 if W == 3 else 40, action="decrease")
+
+            def produce(i, count):
+                b, head, tile, _, bound = place(i)
+                first, last = bound(0), bound(1)
+                kv_head = div(head, G)
+                pl.when(i > 0)(lambda: sync(q_free, num_threads=both))
+                for w in range(W):
+                    rows = pl.ds(rows_of(tile, w), ROWS)
+                    source = q_ref.at[b, rows, head + w if tiling.heads_together else head]
+                    plgpu.copy_gmem_to_smem(source, q_smem.at[w], q_full)
+
+                def copy(j, count):
+                    slot = rem(count, stages)
+                    source = (b, pl.ds(j * k_tile, k_tile), kv_head)
+                    pl.when(count >= stages)(lambda: sync(k_free + slot, num_threads=both))
+                    plgpu.copy_gmem_to_smem(k_ref.at[source], k_smem.at[slot], k_full.at[slot])
+                    pl.when(count >= stages)(lambda: sync(v_free + slot, num_threads=both))
+                    plgpu.copy_gmem_to_smem(v_ref.at[source], v_smem.at[slot], v_full.at[slot])
+                    return count + 1
+
+                return lax.fori_loop(first, last, copy, count)
+
+            total = lax.fori_loop(0, num_items, produce, jnp.int32(0))
+            for behind in range(stages):  # every arrival is met
+
+                @pl.when(total > behind)
+                def _(slot=rem(total - 1 - behind + stages, stages)):
+                    sync(k_free + slot, num_threads=both)
+                    sync(v_free + slot, num_threads=both)
+
+            sync(q_free, num_threads=both)
+
+        @pl.when(wg < W)
+        def _consumer():
+            plgpu.set_max_registers(160 if W == 3 else 240, action="increase")
+            if tiling.turns:
+                pl.when(wg == W - 1)(lambda: arrive(turn, num_threads=2 * THREADS))
+
+            def take_turn():
+                if tiling.turns:
+                    sync(turn + wg, num_threads=2 * THREADS)
+
+            def pass_turn():
+                if tiling.turns:
+                    arrive(turn + rem(wg + 1, W), num_threads=2 * THREADS)
+
+            def consume(i, count):
+                b, head, tile, x, bound = place(i)
+                head = head + wg if tiling.heads_together else head
+                first, last, inner_first, inner_last = (bound(n) for n in range(4))
+                row = rows_of(tile, wg)
+                load = lambda ref: plgpu.load(
+                    ref.at[x, pl.ds(row, ROWS)], (), layout=plgpu.Layout.WGMMA.reduce(1), optimized=False
+                )
+                start_R, end_R = load(start_ref), load(end_ref)
+                over_keys = lambda x_R: lax.broadcast_in_dim(x_R, (ROWS, k_tile), [0])
+
+                def scores(s_RS, j):
+                    if softcap is not None:
+                        s_RS = jnp.tanh(s_RS * (scale / softcap))
+
+                    def masked():
+                        key_RS = plgpu.broadcasted_iota(jnp.int32, (ROWS, k_tile), 1, layout=plgpu.Layout.WGMMA)
+                        key_RS = key_RS + j * k_tile
+                        seen_RS = (key_RS >= over_keys(start_R)) & (key_RS < over_keys(end_R))
+                        return jnp.where(seen_RS, s_RS, -jnp.inf)
+
+                    return lax.cond((j < inner_first) | (j >= inner_last), masked, lambda: s_RS)
+
+                def softmax(s_RS, top_R, total_R):
+                    new_R = jnp.maximum(top_R, s_RS.max(axis=1) * softmax_scale)
+                    shrink_R = jnp.exp2(top_R - new_R)
+                    p_RS = jnp.exp2(s_RS * softmax_scale - over_keys(new_R))
+                    total_R = total_R * shrink_R + p_RS.sum(axis=1)
+                    return p_RS.astype(dtype), new_R, total_R, shrink_R
+
+                def multiply(out_acc):
+                    plgpu.barrier_wait(q_full)
+                    slot = rem(count, stages)
+                    plgpu.barrier_wait(k_full.at[slot])
+
+                    def first_scores(s_acc):
+                        plgpu.wgmma(s_acc, q_smem.at[wg], transposed(k_smem.at[slot]))
+                        return s_acc[...]
+
+                    s_RS = pl.run_scoped(first_scores, plgpu.ACC((ROWS, k_tile), jnp.float32))
+                    arrive(k_free + slot, num_threads=both)
+                    row_of = lambda value: plgpu.layout_cast(
+                        jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1)
+                    )
+                    if sinks_ref is None:
+                        top_R, total_R = row_of(_LOWEST), row_of(0.0)
+                    else:
+                        top_R, total_R = row_of(sinks_ref[head] * _LOG2E), row_of(1.0)
+                    p_RS, top_R, total_R, _ = softmax(scores(s_RS, first), top_R, total_R)
+
+                    def step(j, carry):
+                        p_RS, top_R, total_R = carry
+                        now = count + j - first
+                        slot, before = rem(now, stages), rem(now - 1 + stages, stages)
+                        plgpu.barrier_wait(k_full.at[slot])
+                        take_turn()
+
+                        def products(s_acc):
+                            plgpu.wgmma(s_acc, q_smem.at[wg], transposed(k_smem.at[slot]))
+                            plgpu.barrier_wait(v_full.at[before])
+                            plgpu.wgmma(out_acc, p_RS, v_smem.at[before])
+                            pass_turn()
+                            return plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+
+                        s_RS = pl.run_scoped(products, plgpu.ACC((ROWS, k_tile), jnp.float32))
+                        arrive(k_free + slot, num_threads=both)
+                        new = softmax(scores(s_RS, j), top_R, total_R)
+                        new_RS, top_R, total_R, shrink_R = lax.optimization_barrier(new)
+                        plgpu.wgmma_wait(0)
+                        # The old weights stay alive until here: else the new ones get their registers while the tensor
+                        # cores still read these, and the assembler serialises the products.
+                        new_RS, _ = lax.optimization_barrier((new_RS, p_RS))
+                        arrive(v_free + before, num_threads=both)
+                        out_RH = plgpu.wgmma_accumulator_load(out_acc, wait_n=None)
+                        out_acc[...] = out_RH * lax.broadcast_in_dim(shrink_R, (ROWS, H), [0])
+                        return new_RS, top_R, total_R
+
+                    p_RS, top_R, total_R = lax.fori_loop(first + 1, last, step, (p_RS, top_R, total_R))
+                    arrive(q_free, num_threads=both)
+                    slot = rem(count + last - 1 - first, stages)
+                    plgpu.barrier_wait(v_full.at[slot])
+                    plgpu.wgmma(out_acc, p_RS, v_smem.at[slot])
+                    out_RH = out_acc[...]
+                    arrive(v_free + slot, num_threads=both)
+                    return out_RH, top_R, total_R
+
+                out_RH, top_R, total_R = pl.run_scoped(multiply, plgpu.ACC((ROWS, H), jnp.float32))
+                some_R = start_R < end_R
+                inverse_R = jnp.where(some_R, 1.0 / total_R, 0.0)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                out_smem[wg, ...] = (out_RH * lax.broadcast_in_dim(inverse_R, (ROWS, H), [0])).astype(dtype)
+                lse_smem[wg, ...] = jnp.where(some_R, (top_R + jnp.log2(total_R)) * (1 / _LOG2E), jnp.inf)
+                plgpu.commit_smem()
+
+                @pl.when(row < T)
+                def _():
+                    rows = pl.ds(row, ROWS)
+                    plgpu.copy_smem_to_gmem(out_smem.at[wg], out_ref.at[b, rows, head], commit_group=False)
+                    plgpu.copy_smem_to_gmem(lse_smem.at[wg], lse_ref.at[b, head, rows])
+
+                return count + last - first
+
+            lax.fori_loop(0, num_items, consume, jnp.int32(0))
+            if tiling.turns:
+                pl.when(wg == 0)(lambda: sync(turn, num_threads=2 * THREADS))
+            plgpu.wait_smem_to_gmem(0)
+
+    inputs = [q_BTNH, k_BSKH, v_BSKH, k_start_XT, k_end_XT, bounds_XI4]
+    inputs += [] if sinks_N is None else [sinks_N.astype(jnp.float32)]
+    return plgpu.kernel(
+        body,
+        out_type=(jax.ShapeDtypeStruct(q_BTNH.shape, dtype), jax.ShapeDtypeStruct((B, N, T), jnp.float32)),
+        grid=(num_blocks,),
+        grid_names=("block",),
+        num_threads=W + 1,
+        thread_name="wg",
+        scratch_types=(
+            tiled_smem((W, ROWS, H), dtype),
+            tiled_smem((stages, k_tile, H), dtype),
+            tiled_smem((stages, k_tile, H), dtype),
+            tiled_smem((W, ROWS, H), dtype),
+            plgpu.SMEM((W, ROWS), jnp.float32),
+            plgpu.Barrier(num_arrivals=W),
+            plgpu.Barrier(num_barriers=stages),
+            plgpu.Barrier(num_barriers=stages),
+        ),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+        ),
+        kernel_name="hopper_attention_forward",
+        interpret=interpret,
+    )(*inputs)
+
+
+def _bounds(k_start_XT: IntArray, k_end_XT: IntArray, *, q_tile: int, k_tile: int) -> jax.Array:
+    first_XI, last_XI = tile_bounds(k_start_XT, k_end_XT, q_tile=q_tile, k_tile=k_tile)
+    # A tile of queries that see nothing looks at one tile of keys all the same: all of it is masked.
+    last_XI = jnp.maximum(last_XI, first_XI + 1)
+    inner_first_XI, inner_last_XI = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=q_tile, k_tile=k_tile)
+    return jnp.stack([first_XI, last_XI, inner_first_XI, inner_last_XI], axis=-1).astype(jnp.int32)
+
+
+def _slices_together(num_slices: int, *, bytes_each: int) -> int:
+    """How many heads of batch rows to go through at one time, so that keys and values stay in the L2 cache."""
+    limit = max(1, _L2_BYTES // bytes_each)
+    return max(n for n in range(1, num_slices + 1) if num_slices % n == 0 and n <= limit)

@@ -1,0 +1,79 @@
+"""What warpgroups of one block share: named barriers, and shared memory laid out for the tensor cores."""
+
+import functools
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+from jaxlib.mlir import ir
+from jaxlib.mlir.dialects import llvm
+
+ROWS = 64  # of one warpgroup's tile: the height of a wgmma instruction
+THREADS = 128  # of a warpgroup
+
+# The hardware has sixteen named barriers. Mosaic GPU takes 0 for the block and one for each warpgroup, four at most.
+FIRST_NAMED_BARRIER = 5
+NAMED_BARRIERS = 16 - FIRST_NAMED_BARRIER
+
+_SM_COUNT = 132  # of H100 and H200, where no device can be asked
+
+
+def _named_barrier(operation: str, barrier_id: int | jax.Array, *, num_threads: int) -> None:
+    # The names `bar_op`, `operation`, `barrier_id` and `num_threads` are those by which jax's GPU interpreter knows
+    # such a function.
+    if isinstance(barrier_id, int):
+
+        @plgpu.inline_mgpu()
+        def bar_op(_):
+            asm = f"bar.{operation} {barrier_id}, {num_threads};"
+            llvm.inline_asm(ir.Type.parse("!llvm.void"), [], asm, "", has_side_effects=True)
+
+        bar_op()
+    else:
+
+        @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WG_SPLAT,))
+        def bar_op(_, barrier_id):
+            asm = f"bar.{operation} $0, {num_threads};"
+            registers = [barrier_id.registers[()]]
+            llvm.inline_asm(ir.Type.parse("!llvm.void"), registers, asm, "r", has_side_effects=True)
+
+        bar_op(barrier_id)
+
+
+# Arriving does not wait; syncing arrives and waits until `num_threads` threads have done one or the other. Unlike an
+# mbarrier, on which each thread arrives by itself, a named barrier costs one instruction a warp.
+arrive = functools.partial(_named_barrier, "arrive")
+sync = functools.partial(_named_barrier, "sync")
+
+
+def tiled_smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> pl.MemoryRef:
+    """Shared memory in the widest swizzle that its last dimension allows, as wgmma and TMA want it."""
+    bits = jnp.finfo(dtype).bits
+    swizzle = plgpu.find_swizzle(shape[-1] * bits)
+    transforms = (plgpu.TilingTransform((8, swizzle * 8 // bits)), plgpu.SwizzleTransform(swizzle))
+    return plgpu.SMEM(shape, dtype, transforms=transforms)
+
+
+def transposed(ref):
+    """The last two dimensions of a reference to shared memory, exchanged."""
+    order = (*range(ref.ndim - 2), ref.ndim - 1, ref.ndim - 2)
+    return plgpu.transpose_ref(ref, order) if hasattr(plgpu, "transpose_ref") else ref.transpose(order)
+
+
+def sm_count() -> int:
+    """Streaming multiprocessors of the GPU that programs are compiled for, as far as it is known."""
+    if jax.default_backend() == "gpu":
+        return jax.devices()[0].core_count
+    return _SM_COUNT
+
+
+def rem(a: jax.Array, b: int) -> jax.Array:
+    """The remainder of non-negative int32 `a`, by powers of two without a division."""
+    return a & (b - 1) if b & (b - 1) == 0 else lax.rem(a, jnp.int32(b))
+
+
+def div(a: jax.Array, b: int) -> jax.Array:
+    """The quotient of non-negative int32 `a`, rounded down."""
+    return a >> (b.bit_length() - 1) if b & (b - 1) == 0 else lax.div(a, jnp.int32(b))
