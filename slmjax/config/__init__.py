@@ -1,5 +1,12 @@
 """Every configuration dataclass: frozen, typed, validated, standard library only. Anyone may import this package."""
 
+from slmjax.config.filters import (
+    CharacterFilterConfig,
+    LengthFilterConfig,
+    LineFilterConfig,
+    MarkerFilterConfig,
+    RepetitionFilterConfig,
+)
 from slmjax.config.model import (
     Activation,
     AttentionConfig,
@@ -29,20 +36,15 @@ from slmjax.config.optim import (
     WSDScheduleConfig,
 )
 from slmjax.config.pipeline import (
-    CharacterFilterConfig,
     ConversationFilesSourceConfig,
     ExactDedupConfig,
     ExistingTokenizerConfig,
     FilesSourceConfig,
-    LengthFilterConfig,
-    LineFilterConfig,
-    MarkerFilterConfig,
     NearDedupConfig,
     NormaliseConfig,
     PipelineConfig,
     PythonFunctionsSourceConfig,
     PythonLibrarySourceConfig,
-    RepetitionFilterConfig,
     SplitConfig,
     TrainTokenizerConfig,
 )
