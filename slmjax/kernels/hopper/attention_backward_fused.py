@@ -1,0 +1,256 @@
+"""Fused attention on Hopper, backward in one kernel: five products a tile, as FlashAttention-3 does (arXiv:2407.08608).
+
+A block owns a tile of keys and values, half of it in each of two consumer warpgroups, and goes through the queries that
+see it, of all heads of the group. Scores are held transposed, keys by queries, so that weights and their gradients feed
+the products of dv and dk from registers. Only the gradient of the scores goes through shared memory, for dq, which is
+summed in float32 in global memory by the copy engine: in whatever order blocks come, so that dq is not bitwise
+reproducible. dk and dv are: they are summed in registers, over the heads of the group too.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.experimental.pallas as pl
+import jax.experimental.pallas.mosaic_gpu as plgpu
+import jax.numpy as jnp
+from jax import lax
+
+from slmjax.kernels.hopper.warpgroups import (
+    FIRST_NAMED_BARRIER,
+    ROWS,
+    THREADS,
+    arrive,
+    div,
+    rem,
+    sync,
+    tiled_smem,
+    transposed,
+)
+from slmjax.kernels.tiles import (
+    IntArray,
+    inner_tile_bounds,
+    inverse_inner_tile_bounds,
+    inverse_tile_bounds,
+    pad_ranges,
+    tile_bounds,
+)
+
+_LOG2E = math.log2(math.e)
+_WARPGROUPS = 2
+_K_TILE = ROWS * _WARPGROUPS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FusedTiling:
+    """How the fused backward kernel cuts its work.
+
+    Attributes:
+      q_tile: queries of a tile, 64 or 128. With 128 each warpgroup sums dq of half of the queries, with 64 of half of
+        head_dim, which must then be a multiple of 128.
+      stages: tiles of queries and output gradients in shared memory.
+    """
+
+    q_tile: int = 128
+    stages: int = 2
+
+
+def attention_backward_fused(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    dout_BTNH: jax.Array,
+    lse_BNT: jax.Array,
+    delta_BNT: jax.Array,
+    k_start_XT: IntArray,
+    k_end_XT: IntArray,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    tiling: FusedTiling,
+    interpret: object = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns dq_BTNH, dk_BSKH and dv_BSKH in the dtype of q.
+
+    T must be a multiple of the tile of queries and S of 128; head_dim 64 or 128. `delta_BNT` is the sum over head_dim
+    of out * dout. `k_start_XT` and `k_end_XT` have one row for all, or one for each of the batch.
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    G, M, W, stages, dtype = N // K, tiling.q_tile, _WARPGROUPS, tiling.stages, q_BTNH.dtype
+    by_rows = M == ROWS * W
+    if T % M or S % _K_TILE or not (by_rows or (M == ROWS and H % (64 * W) == 0)):
+        raise ValueError(f"attention_backward_fused: T={T}, S={S}, head_dim={H} do not fit {tiling}")
+    dq_rows, dq_columns = ROWS, H if by_rows else H // W
+    num_k_tiles = S // _K_TILE
+    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, T)
+    bounds_XJ4 = _bounds(k_start_XT, k_end_XT, q_tile=M, num_k_tiles=num_k_tiles)
+    ranges_X2T = jnp.stack([k_start_XT, k_end_XT], axis=1).astype(jnp.int32)
+    stats_BN2T = jnp.stack([lse_BNT * _LOG2E, delta_BNT], axis=2)
+    X = ranges_X2T.shape[0]
+    free, dscores_ready = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + stages
+    everyone, consumers = (W + 1) * THREADS, W * THREADS
+    exponent = (scale if softcap is None else softcap) * _LOG2E
+
+    def body(q_ref, k_ref, v_ref, dout_ref, stats_ref, ranges_ref, bounds_ref, dq_ref, dk_ref, dv_ref, *scratch):
+        (q_smem, k_smem, v_smem, dout_smem, stats_smem, ranges_smem, ds_smem, dq_smem, kv_full, q_full, dout_full) = (
+            scratch
+        )
+        wg = lax.axis_index("wg")
+        tile, kv_head, b = lax.axis_index("k_tile"), lax.axis_index("kv_head"), lax.axis_index("batch")
+        x = b if X > 1 else 0
+        first, last, inner_first, inner_last = (bounds_ref[x, tile, n] for n in range(4))
+        per_head = last - first
+        key = tile * _K_TILE
+
+        def each_step(step, carry):
+            """Folds step(head, tile of queries, steps before this one, carry) over heads and tiles."""
+
+            def of_head(g, carry):
+                now = lambda i, carry: step(kv_head * G + g, i, g * per_head + i - first, carry)
+                return lax.fori_loop(first, last, now, carry)
+
+            return lax.fori_loop(0, G, of_head, carry)
+
+        @pl.when(wg == W)
+        def _producer():
+            plgpu.set_max_registers(24, action="decrease")
+            keys = pl.ds(key, _K_TILE)
+            plgpu.copy_gmem_to_smem(k_ref.at[b, keys, kv_head], k_smem, kv_full)
+            plgpu.copy_gmem_to_smem(v_ref.at[b, keys, kv_head], v_smem, kv_full)
+
+            def produce(head, i, count, _):
+                slot, queries = rem(count, stages), pl.ds(i * M, M)
+                pl.when(count >= stages)(lambda: sync(free + slot, num_threads=everyone))
+                plgpu.copy_gmem_to_smem(q_ref.at[b, queries, head], q_smem.at[slot], q_full.at[slot])
+                plgpu.copy_gmem_to_smem(stats_ref.at[b, head, :, queries], stats_smem.at[slot], q_full.at[slot])
+                plgpu.copy_gmem_to_smem(ranges_ref.at[x, :, queries], ranges_smem.at[slot], q_full.at[slot])
+                plgpu.copy_gmem_to_smem(dout_ref.at[b, queries, head], dout_smem.at[slot], dout_full.at[slot])
+
+            each_step(produce, None)
+            total = G * per_head
+            for behind in range(stages):  # every arrival is met
+
+                @pl.when(total > behind)
+                def _(slot=rem(total - 1 - behind + stages, stages)):
+                    sync(free + slot, num_threads=everyone)
+
+        @pl.when(wg < W)
+        def _consumer():
+            plgpu.set_max_registers(240, action="increase")
+            own = pl.ds(wg * ROWS, ROWS)
+            plgpu.barrier_wait(kv_full)
+
+            def accumulate(dk_acc, dv_acc):
+                def consume(head, i, count, _):
+                    slot, buffer = rem(count, stages), rem(count, 2)
+                    over_queries = lambda x_M: lax.broadcast_in_dim(x_M, (ROWS, M), [1])
+                    load = lambda ref: over_queries(plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(0)))
+                    plgpu.barrier_wait(q_full.at[slot])
+
+                    def scores(s_acc, dp_acc):
+                        plgpu.wgmma(s_acc, k_smem.at[own], transposed(q_smem.at[slot]))
+                        plgpu.barrier_wait(dout_full.at[slot])
+                        plgpu.wgmma(dp_acc, v_smem.at[own], transposed(dout_smem.at[slot]))
+                        s_RM = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
+                        slope_RM = None
+                        if softcap is not None:
+                            s_RM = jnp.tanh(s_RM * (scale / softcap))
+                            slope_RM = 1.0 - s_RM * s_RM
+                        p_RM = jnp.exp2(s_RM * exponent - load(stats_smem.at[slot, 0]))
+
+                        def masked():
+                            key_RM = plgpu.broadcasted_iota(jnp.int32, (ROWS, M), 0, layout=plgpu.Layout.WGMMA)
+                            key_RM = key_RM + (key + wg * ROWS)
+                            start_RM, end_RM = load(ranges_smem.at[slot, 0]), load(ranges_smem.at[slot, 1])
+                            return jnp.where((key_RM >= start_RM) & (key_RM < end_RM), p_RM, 0.0)
+
+                        p_RM = lax.cond((i < inner_first) | (i >= inner_last), masked, lambda: p_RM)
+                        dp_RM = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
+                        ds_RM = p_RM * (dp_RM - load(stats_smem.at[slot, 1]))
+                        if slope_RM is not None:
+                            ds_RM = ds_RM * slope_RM
+                        return p_RM.astype(dtype), ds_RM.astype(dtype)
+
+                    acc = plgpu.ACC((ROWS, M), jnp.float32)
+                    p_RM, ds_RM = pl.run_scoped(scores, acc, acc)
+                    plgpu.wgmma(dv_acc, p_RM, dout_smem.at[slot])
+                    ds_smem[buffer, own] = ds_RM
+                    plgpu.commit_smem()
+                    plgpu.wgmma(dk_acc, ds_RM, q_smem.at[slot])
+                    sync(dscores_ready, num_threads=consumers)
+
+                    def queries(dq_acc):
+                        if by_rows:
+                            ds_ref, k_part = ds_smem.at[buffer, :, own], k_smem
+                        else:
+                            ds_ref, k_part = ds_smem.at[buffer], k_smem.at[:, pl.ds(wg * dq_columns, dq_columns)]
+                        plgpu.wgmma(dq_acc, transposed(ds_ref), k_part)
+                        return plgpu.wgmma_accumulator_load(dq_acc, wait_n=0)
+
+                    dq_MH = pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
+                    arrive(free + slot, num_threads=everyone)
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    dq_smem[wg, ...] = dq_MH
+                    plgpu.commit_smem()
+                    if by_rows:
+                        target = dq_ref.at[b, pl.ds(i * M + wg * ROWS, ROWS), head]
+                    else:
+                        target = dq_ref.at[b, pl.ds(i * M, ROWS), head, pl.ds(wg * dq_columns, dq_columns)]
+                    plgpu.copy_smem_to_gmem(dq_smem.at[wg], target, reduction_op="add")
+
+                each_step(consume, None)
+                return dk_acc[...], dv_acc[...]
+
+            acc = plgpu.ACC((ROWS, H), jnp.float32)
+            dk_RH, dv_RH = pl.run_scoped(accumulate, acc, acc)
+            sync(dscores_ready, num_threads=consumers)  # until both have read the keys for the last time
+            k_smem[own] = (dk_RH * scale).astype(dtype)
+            v_smem[own] = dv_RH.astype(dtype)
+            plgpu.commit_smem()
+            keys = pl.ds(key + wg * ROWS, ROWS)
+            plgpu.copy_smem_to_gmem(k_smem.at[own], dk_ref.at[b, keys, kv_head], commit_group=False)
+            plgpu.copy_smem_to_gmem(v_smem.at[own], dv_ref.at[b, keys, kv_head])
+            plgpu.wait_smem_to_gmem(0)
+
+    scratch = (
+        tiled_smem((stages, M, H), dtype),
+        tiled_smem((_K_TILE, H), dtype),
+        tiled_smem((_K_TILE, H), dtype),
+        tiled_smem((stages, M, H), dtype),
+        plgpu.SMEM((stages, 2, M), jnp.float32),
+        plgpu.SMEM((stages, 2, M), jnp.int32),
+        tiled_smem((2, _K_TILE, M), dtype),
+        tiled_smem((W, dq_rows, dq_columns), jnp.float32),
+        plgpu.Barrier(num_arrivals=2),
+        plgpu.Barrier(num_arrivals=3, num_barriers=stages),
+        plgpu.Barrier(num_barriers=stages),
+    )
+    # plgpu.kernel takes no references, and the sum of dq has to start at zero.
+    dq_sum = jax.new_ref(jnp.zeros((B, T, N, H), jnp.float32))
+    dk_BSKH, dv_BSKH = pl.kernel(
+        lambda *refs: pl.run_scoped(functools.partial(body, *refs), *scratch, collective_axes="wg"),
+        out_type=(jax.ShapeDtypeStruct(k_BSKH.shape, dtype), jax.ShapeDtypeStruct(v_BSKH.shape, dtype)),
+        mesh=plgpu.Mesh(
+            grid=(num_k_tiles, B, K),
+            grid_names=("k_tile", "batch", "kv_head"),
+            num_threads=W + 1,
+            thread_name="wg",
+            kernel_name="hopper_attention_backward",
+        ),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
+        ),
+        name="hopper_attention_backward",
+        interpret=interpret,
+    )(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, bounds_XJ4, dq_sum)
+    return (jax.freeze(dq_sum) * scale).astype(dtype), dk_BSKH, dv_BSKH
+
+
+def _bounds(k_start_XT: IntArray, k_end_XT: IntArray, *, q_tile: int, num_k_tiles: int) -> jax.Array:
+    first_XI, last_XI = tile_bounds(k_start_XT, k_end_XT, q_tile=q_tile, k_tile=_K_TILE)
+    outer = inverse_tile_bounds(first_XI, last_XI, num_k_tiles=num_k_tiles)
+    first_XI, last_XI = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=q_tile, k_tile=_K_TILE)
+    inner = inverse_inner_tile_bounds(first_XI, last_XI, num_k_tiles=num_k_tiles)
+    return jnp.stack([*outer, *inner], axis=-1).astype(jnp.int32)
