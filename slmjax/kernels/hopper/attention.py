@@ -1,0 +1,107 @@
+"""Fused attention on Hopper, differentiable: the forward and backward kernels, and the shapes that they want."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from slmjax.kernels.hopper.attention_backward_fused import FusedTiling, attention_backward_fused
+from slmjax.kernels.hopper.attention_forward import ForwardTiling, attention_forward
+from slmjax.kernels.tiles import IntArray, pad_ranges
+
+_ROWS = 128  # lengths are padded to multiples of this
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionTiling:
+    """Tilings of the two directions."""
+
+    forward: ForwardTiling = ForwardTiling()
+    backward: FusedTiling = FusedTiling()
+
+
+def default_tiling(head_dim: int) -> AttentionTiling:
+    """Returns a tiling that fits every Hopper GPU and spills no more than a few registers."""
+    if head_dim <= 64:
+        return AttentionTiling()
+    return AttentionTiling(backward=FusedTiling(q_tile=64))
+
+
+def hopper_attention(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    k_start_XT: IntArray,
+    k_end_XT: IntArray,
+    sinks_N: jax.Array | None = None,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    tiling: AttentionTiling | None = None,
+) -> jax.Array:
+    """Returns softmax(scale * q k^T) v over the keys k_start <= s < k_end of each query, as out_BTNH in q's dtype.
+
+    The mask, softcap and sinks mean what they do in `ops.attention`. X is 1, a mask for all rows, or B. bfloat16 or
+    float16; head_dim up to 128.
+    """
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, T + -T % _ROWS)
+    q_BTNH = _pad(q_BTNH)
+    problem = _Problem(scale=scale, softcap=softcap, tiling=tiling or default_tiling(H))
+    out_BTNH = _attend(problem, q_BTNH, _pad(k_BSKH), _pad(v_BSKH), sinks_N, k_start_XT, k_end_XT)
+    return out_BTNH[:, :T, :, :H]
+
+
+def _pad(x_BTNH: jax.Array) -> jax.Array:
+    T, H = x_BTNH.shape[1], x_BTNH.shape[3]
+    width = 64 if H <= 64 else 128
+    if T % _ROWS == 0 and H == width:
+        return x_BTNH
+    return jnp.pad(x_BTNH, ((0, 0), (0, -T % _ROWS), (0, 0), (0, width - H)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Problem:
+    scale: float
+    softcap: float | None
+    tiling: AttentionTiling
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT):
+    return _forward(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT)[0]
+
+
+def _forward(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT):
+    tiling = problem.tiling.forward
+    return attention_forward(
+        *(q_BTNH, k_BSKH, v_BSKH, k_start_XT, k_end_XT, sinks_N),
+        **dict(scale=problem.scale, softcap=problem.softcap, tiling=tiling),
+    )
+
+
+def _forward_and_save(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT):
+    out_BTNH, lse_BNT = _forward(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT)
+    out_BTNH = checkpoint_name(out_BTNH, "attention_out")
+    lse_BNT = checkpoint_name(lse_BNT, "attention_lse")
+    return out_BTNH, (q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT, out_BTNH, lse_BNT)
+
+
+def _backward(problem, saved, dout_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT, out_BTNH, lse_BNT = saved
+    # The softmax's derivative is p_s (dp_s - sum_s p_s dp_s), and that sum is out . dout.
+    delta_BNT = jnp.einsum("BTNH,BTNH->BNT", out_BTNH.astype(jnp.float32), dout_BTNH.astype(jnp.float32))
+    dq_BTNH, dk_BSKH, dv_BSKH = attention_backward_fused(
+        *(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, lse_BNT, delta_BNT, k_start_XT, k_end_XT),
+        **dict(scale=problem.scale, softcap=problem.softcap, tiling=problem.tiling.backward),
+    )
+    dsinks_N = None
+    if sinks_N is not None:  # a sink is a key whose value is zero
+        weights_BNT = jnp.exp(sinks_N.astype(jnp.float32)[None, :, None] - lse_BNT)
+        dsinks_N = -jnp.sum(weights_BNT * delta_BNT, axis=(0, 2)).astype(sinks_N.dtype)
+    return dq_BTNH, dk_BSKH, dv_BSKH, dsinks_N, None, None
+
+
+_attend.defvjp(_forward_and_save, _backward)
