@@ -56,7 +56,7 @@ class _Run:
 
     def all_steps(self) -> Manifest:
         content = to_json(self.config)
-        content = {name: content[name] for name in content if name not in ("output_dir", "num_workers")}
+        content = {name: content[name] for name in content if name not in ("output_dir", "num_workers", "worker_bytes")}
         shards, hashes, funnel = self.read()
         last, verdicts = self.filter(shards, hashes, funnel)
         hashes = self.select(shards, hashes, last, verdicts)

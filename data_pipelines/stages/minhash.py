@@ -29,7 +29,7 @@ def measure(config: NearDedupConfig, texts: list[str]) -> dict[str, pa.Array]:
     """
     from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without annotations)
 
-    words = [text[: config.signature_chars].lower().translate(_NO_PUNCTUATION).split() for text in texts]
+    words = [text[: config.signature_bytes].lower().translate(_NO_PUNCTUATION).split() for text in texts]
     grams = [ngram_hashes(word_hashes(document), config.ngram) for document in words]
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(
         np.concatenate(grams),

@@ -1,5 +1,13 @@
 """Every configuration dataclass: frozen, typed, validated, standard library only. Anyone may import this package."""
 
+from slmjax.config.dedup import (
+    DecontaminationConfig,
+    EvaluationTextConfig,
+    ExactDedupConfig,
+    NearDedupConfig,
+    PassageDedupConfig,
+    SubstringDedupConfig,
+)
 from slmjax.config.filters import (
     CharacterFilterConfig,
     LengthFilterConfig,
@@ -37,10 +45,8 @@ from slmjax.config.optim import (
 )
 from slmjax.config.pipeline import (
     ConversationFilesSourceConfig,
-    ExactDedupConfig,
     ExistingTokenizerConfig,
     FilesSourceConfig,
-    NearDedupConfig,
     NormaliseConfig,
     PipelineConfig,
     PythonFunctionsSourceConfig,
@@ -92,8 +98,10 @@ __all__ = [
     "ConstantScheduleConfig",
     "ConversationFilesSourceConfig",
     "CosineScheduleConfig",
+    "DecontaminationConfig",
     "EvalSetConfig",
     "EvaluationConfig",
+    "EvaluationTextConfig",
     "ExactDedupConfig",
     "ExecutionConfig",
     "ExistingTokenizerConfig",
@@ -125,6 +133,7 @@ __all__ = [
     "NormaliseConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PassageDedupConfig",
     "PipelineConfig",
     "PreferenceFilesSourceConfig",
     "PythonFunctionsSourceConfig",
@@ -141,6 +150,7 @@ __all__ = [
     "ScoreFilesConfig",
     "ScoredFilesSourceConfig",
     "SplitConfig",
+    "SubstringDedupConfig",
     "TokenSourceConfig",
     "TrackingConfig",
     "TrainClassifierConfig",

@@ -3,7 +3,12 @@
 import dataclasses
 from typing import Literal
 
-from slmjax.config.check import fraction, not_negative, positive, require
+from slmjax.config.check import fraction, positive, require
+from slmjax.config.dedup import (
+    CorpusStageConfig,
+    ExactDedupConfig,
+    NearDedupConfig,
+)
 from slmjax.config.filters import FilterConfig
 from slmjax.config.quality import GeneratedFilesSourceConfig, QualityFilterConfig, QualitySampleConfig
 
@@ -113,37 +118,6 @@ class NormaliseConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExactDedupConfig:
-    """Keeps the first of documents that are equal but for letter case and white space."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NearDedupConfig:
-    """Keeps the first of documents that share most of their word n-grams: MinHash-LSH (Broder 1997; needs `rensa`).
-
-    Two documents of Jaccard similarity s meet with probability 1 - (1 - s^rows)^bands; the defaults are FineWeb's
-    (arXiv:2406.17557) and meet half the pairs at s = 0.72.
-
-    Attributes:
-      bands: groups of `rows` permutations each; documents meet where one whole group agrees.
-      ngram: words in a row that make one element of a document's set.
-      signature_chars: characters of a document that are read, since very long documents resemble everything.
-      seed: of the permutations.
-    """
-
-    bands: int = 14
-    rows: int = 8
-    ngram: int = 5
-    signature_chars: int = 500_000
-    seed: int = 0
-
-    def __post_init__(self):
-        positive(self, "bands", "rows", "ngram", "signature_chars")
-        not_negative(self, "seed")
-        require(self.seed < 2**63, self, f"seed must be less than 2**63, got {self.seed}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """Held-out documents, chosen by the hash of `salt` and each document's split key.
 
@@ -195,7 +169,7 @@ class ExistingTokenizerConfig:
 
 TextSourceConfig = FilesSourceConfig | PythonLibrarySourceConfig | GeneratedFilesSourceConfig
 ConversationSourceConfig = ConversationFilesSourceConfig | PythonFunctionsSourceConfig
-StageConfig = FilterConfig | ExactDedupConfig | NearDedupConfig | QualityFilterConfig | QualitySampleConfig
+StageConfig = FilterConfig | CorpusStageConfig | QualityFilterConfig | QualitySampleConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,13 +177,15 @@ class PipelineConfig:
     """A corpus: read, normalised, filtered, split, tokenised. Running the same config again resumes or does nothing.
 
     Attributes:
-      output_dir: everything the pipeline writes, which depends neither on this nor on num_workers; a source never reads
-        what lies in here.
+      output_dir: everything the pipeline writes, which depends neither on this nor on num_workers and worker_bytes; a
+        source never reads what lies in here.
       sources: all text or all conversations.
       normalise: cleaning before everything else; None leaves the texts as they are.
       stages: filters and deduplications, in order.
       num_workers: processes; None is one for every processor.
       shard_bytes: text in one file between steps, the unit of parallel work and of resuming.
+      worker_bytes: memory for what one worker holds of the whole corpus in a stage that looks at all of it; less means
+        more and smaller pieces, and the same output.
     """
 
     output_dir: str
@@ -220,9 +196,10 @@ class PipelineConfig:
     split: SplitConfig = SplitConfig()
     num_workers: int | None = None
     shard_bytes: int = 32 << 20
+    worker_bytes: int = 512 << 20
 
     def __post_init__(self):
-        positive(self, "num_workers", "shard_bytes")
+        positive(self, "num_workers", "shard_bytes", "worker_bytes")
         require("://" not in self.output_dir, self, f"output_dir must be a local directory, got {self.output_dir!r}")
         names = [source.name for source in self.sources]
         require(len(names) > 0, self, "sources needs at least one source, got ()")

@@ -81,7 +81,7 @@ def test_short_documents_meet_only_their_equals():
 
 
 def test_only_the_beginning_of_a_long_document_is_read():
-    config = NearDedupConfig(signature_chars=50)
+    config = NearDedupConfig(signature_bytes=50)
     same, other = "same words here " * 4, "quite other text "
     assert near_first([same + other * 30, same + "end"], config) == [0, 0]
 
