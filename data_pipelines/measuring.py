@@ -1,6 +1,7 @@
 """The steps in the middle: attributes of every shard, and what a filter decides by them."""
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from data_pipelines import stages, tasks
 from data_pipelines.documents import Shard, column, parquet_writer, read_batches
+from data_pipelines.quality import scorers
 from data_pipelines.reading import shard_path
 from data_pipelines.verdicts import Verdicts, verdicts_path
 
@@ -16,7 +18,7 @@ from data_pipelines.verdicts import Verdicts, verdicts_path
 class MeasureTask(tasks.Task):
     """Measures the attributes of one stage for one shard."""
 
-    stage: stages.StageConfig
+    stage: stages.StageConfig | scorers.QualityStageConfig
     shard: Shard
 
 
@@ -29,12 +31,16 @@ def measure_shard(task: MeasureTask) -> tasks.Done:
     """Writes the attributes of a shard, a row for each document."""
     started = time.monotonic()
     output = measure_path(task.root, task.step, task.shard)
-    batches = read_batches(shard_path(task.root, task.shard), ["id", "text"])
-    first = stages.measure(task.stage, next(batches))
+    if isinstance(task.stage, scorers.QualityStageConfig):
+        measure = functools.partial(scorers.measure, task.stage, shard_name=task.shard.name)
+    else:
+        measure = functools.partial(stages.measure, task.stage)
+    batches = map(measure, read_batches(shard_path(task.root, task.shard), ["id", "text"]))
+    first = next(batches)
     with parquet_writer(output, first.schema) as writer:
         writer.write_batch(first)
         for batch in batches:
-            writer.write_batch(stages.measure(task.stage, batch))
+            writer.write_batch(batch)
     return tasks.finish(task, [output], {"bytes": task.shard.bytes}, started=started)
 
 

@@ -17,8 +17,10 @@ from data_pipelines.engines import Engine
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
 from data_pipelines.progress import Reporter
+from data_pipelines.quality import scorers, selection
 from data_pipelines.stages import minhash
 from slmjax.config import ExistingTokenizerConfig, NearDedupConfig, PipelineConfig
+from slmjax.config.pipeline import StageConfig
 from slmjax.config.resolved import to_json
 from slmjax.data.exclusive import only_user
 from slmjax.data.tokenizer import Tokenizer
@@ -36,6 +38,9 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     """
     if any(isinstance(stage, NearDedupConfig) for stage in config.stages):
         minhash.check_installed()
+    for stage in config.stages:  # a scorer that cannot be used is known before an hour of reading
+        if isinstance(stage, scorers.QualityStageConfig):
+            scorers.measured_content(stage)
     root = Path(os.path.expandvars(config.output_dir)).expanduser()
     with only_user(root), LocalEngine(config.num_workers) as engine:
         reporter = Reporter(console or Console(), root / "timings.json")
@@ -130,15 +135,23 @@ class _Run:
         return previous, before
 
     def measurements(
-        self, name: str, stage: stages.StageConfig, shards: list[Shard], hashes: dict[str, str]
+        self,
+        name: str,
+        stage: StageConfig,
+        shards: list[Shard],
+        hashes: dict[str, str],
     ) -> list[measuring.MeasureTask]:
         """The tasks that measure the attributes of a stage."""
+        if isinstance(stage, scorers.QualityStageConfig):
+            measured = scorers.measured_content(stage)
+        else:
+            measured = stages.measured_fields(stage)
         return [
             measuring.MeasureTask(
                 root=self.root,
                 step=name,
                 name=shard.name,
-                fingerprint=tasks.fingerprint(type(stage).__name__, stages.measured_fields(stage), hashes[shard.name]),
+                fingerprint=tasks.fingerprint(type(stage).__name__, measured, hashes[shard.name]),
                 stage=stage,
                 shard=shard,
             )
@@ -148,7 +161,7 @@ class _Run:
     def decide(
         self,
         name: str,
-        stage: stages.StageConfig,
+        stage: StageConfig,
         shards: list[Shard],
         inputs: dict[str, list[str]],
         previous: str | None,
@@ -177,6 +190,8 @@ class _Run:
             previous=previous,
             fingerprint=tasks.fingerprint(stage, inputs),
         )
+        if isinstance(stage, scorers.QualityStageConfig):
+            return selection.decide(stage, step)
         return deduplicate.decide(stage, step)
 
     def select(
@@ -280,9 +295,9 @@ class _Run:
         return {name: SplitCounts(**task.result) for name, task in zip(names, written, strict=True)}
 
 
-def _named(configs: Sequence[stages.StageConfig]) -> dict[str, stages.StageConfig]:
+def _named(configs: Sequence[StageConfig]) -> dict[str, StageConfig]:
     """Step names: the class's, numbered from the second of a class on."""
-    named: dict[str, stages.StageConfig] = {}
+    named: dict[str, StageConfig] = {}
     for config in configs:
         name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(config).__name__.removesuffix("Config")).lower()
         count = sum(isinstance(other, type(config)) for other in named.values())

@@ -16,13 +16,21 @@ from fsspec.implementations.local import LocalFileSystem
 from slmjax.config import (
     ConversationFilesSourceConfig,
     FilesSourceConfig,
+    GeneratedFilesSourceConfig,
+    PreferenceFilesSourceConfig,
     PythonFunctionsSourceConfig,
     PythonLibrarySourceConfig,
+    ScoredFilesSourceConfig,
 )
 
 SourceConfig = (
-    FilesSourceConfig | PythonLibrarySourceConfig | ConversationFilesSourceConfig | PythonFunctionsSourceConfig
+    FilesSourceConfig
+    | GeneratedFilesSourceConfig
+    | PythonLibrarySourceConfig
+    | ConversationFilesSourceConfig
+    | PythonFunctionsSourceConfig
 )
+ExampleFilesConfig = ScoredFilesSourceConfig | PreferenceFilesSourceConfig
 Format = Literal["jsonl", "parquet", "text", "unsupported"]
 Compression = Literal["gz", "zst"]
 
@@ -71,17 +79,17 @@ class InputFile:
             raise ValueError(f"cannot read {self.address}: {error.strerror or error}") from error
 
 
-def list_inputs(source: SourceConfig) -> list[InputFile]:
+def list_inputs(source: SourceConfig | ExampleFilesConfig) -> list[InputFile]:
     """Files of a source in order of their addresses.
 
     Raises:
       ValueError: a path that matches nothing or cannot be listed.
     """
     match source:
-        case FilesSourceConfig() | ConversationFilesSourceConfig():
-            return _list_paths(source.paths, source.format)
         case PythonLibrarySourceConfig() | PythonFunctionsSourceConfig():
             return _list_library(include_tests=source.include_tests)
+        case _:
+            return _list_paths(source.paths, source.format)
 
 
 def units(inputs: Iterable[InputFile], unit_bytes: int) -> list[tuple[InputFile, ...]]:

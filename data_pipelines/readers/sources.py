@@ -13,6 +13,7 @@ from data_pipelines.readers.records import Reject, excerpt, read_records, read_t
 from slmjax.config import (
     ConversationFilesSourceConfig,
     FilesSourceConfig,
+    GeneratedFilesSourceConfig,
     PythonFunctionsSourceConfig,
     PythonLibrarySourceConfig,
 )
@@ -26,6 +27,8 @@ def read_documents(source: SourceConfig, file: InputFile, clean: Clean) -> Itera
     match source:
         case FilesSourceConfig():
             yield from _texts(source, file, clean)
+        case GeneratedFilesSourceConfig():
+            yield from _generated(source, file, clean)
         case ConversationFilesSourceConfig():
             yield from _conversations(source, file, clean)
         case PythonLibrarySourceConfig():
@@ -70,6 +73,28 @@ def _texts(source: FilesSourceConfig, file: InputFile, clean: Clean) -> Iterator
             yield _document(f"{source.name}/{file.name}#{number}", None, text, clean, record=number)
         else:
             yield _document(f"{source.name}/{name}", str(name), text, clean, record=number)
+
+
+def _generated(source: GeneratedFilesSourceConfig, file: InputFile, clean: Clean) -> Iterator[Document | Reject]:
+    """Texts whose ids say which checkpoint made them from which prompt; the prompt is their key."""
+    columns = (source.text_field, source.checkpoint_field, source.prompt_field)
+    for item in read_records(file, columns, source.max_record_bytes):
+        if isinstance(item, Reject):
+            yield item
+            continue
+        number, record = item
+        text, checkpoint, prompt = (record.get(column) for column in columns)
+        if not isinstance(text, str):
+            reason = "missing_field" if text is None else "wrong_type"
+            yield Reject(
+                number, reason, f"no text in {source.text_field!r}, only {sorted(record)}", excerpt(str(record))
+            )
+        elif not all(isinstance(value, str | int) and str(value) for value in (checkpoint, prompt)):
+            detail = f"{source.checkpoint_field} {checkpoint!r}, {source.prompt_field} {prompt!r}"
+            yield Reject(number, "missing_provenance", detail, excerpt(text))
+        else:
+            name = f"{source.name}/{checkpoint}/{prompt}#{file.name}:{number}"
+            yield _document(name, str(prompt), text, clean, record=number)
 
 
 def _conversations(source: ConversationFilesSourceConfig, file: InputFile, clean: Clean) -> Iterator[Document | Reject]:
