@@ -103,6 +103,10 @@ def array_bytes(type_text: str) -> int:
     )
 
 
+def _elements(type_text: str) -> int:
+    return sum(math.prod(int(size) for size in dims.split(",") if size) for _, dims in _ARRAY.findall(type_text))
+
+
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", []
@@ -187,10 +191,10 @@ def _bytes(instruction: Instruction, table: dict[str, Instruction], computations
             users.setdefault(name, []).append(each)
 
     def uses(name: str) -> list[tuple[str, Instruction]]:
-        """Returns (name as used, user), looking through bitcasts."""
+        """Returns (name as used, user), looking through what reads no more of an operand than its own user does."""
         found = []
         for user in users.get(name, []):
-            found += uses(user.name) if user.opcode == "bitcast" else [(name, user)]
+            found += uses(user.name) if user.opcode in ("bitcast", "convert") and not user.root else [(name, user)]
         return found
 
     types = {each.name: each.type for each in body}
@@ -204,7 +208,7 @@ def _bytes(instruction: Instruction, table: dict[str, Instruction], computations
             # In place: neither read nor written but for the update.
             written += sum(array_bytes(types[user.operands[1]]) - whole for user in first)
         elif len(first) == len(found) and all(user.opcode in _SLICES for user in first):
-            read += min(whole, sum(array_bytes(user.type) for user in first))
+            read += min(whole, sum(_elements(user.type) for user in first) * whole // _elements(parameter.type))
         else:
             read += whole
     return written + read

@@ -34,12 +34,16 @@ class Document(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A parquet file of documents of one source: `<name>.parquet` in the directory of every step."""
+    """A parquet file of documents of one source: `<name>.parquet` in the directory of every step.
+
+    `directory`, in work, has its texts: "read", or "text" where stages changed them.
+    """
 
     name: str
     source: str
     documents: int
     bytes: int
+    directory: str = "read"
 
 
 def write_shards(

@@ -29,8 +29,8 @@ class ReadTask(tasks.Task):
 
 
 def shard_path(root: Path, shard: Shard) -> Path:
-    """Where the documents of a shard are, as they were read."""
-    return root / "work" / "read" / f"{shard.name}.parquet"
+    """Where the documents of a shard are, as they were read or, in the directory "text", as stages left them."""
+    return root / "work" / shard.directory / f"{shard.name}.parquet"
 
 
 def plan(config: PipelineConfig, root: Path) -> list[ReadTask]:

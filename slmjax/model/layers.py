@@ -21,9 +21,9 @@ from slmjax.config import (
     RMSNormConfig,
 )
 from slmjax.model.cache import LayerCache, update
-from slmjax.ops.activation import activate
 from slmjax.ops.attention import Implementation, attention
 from slmjax.ops.grouped_matmul import moe_feed_forward
+from slmjax.ops.linear import project, project_activated, take_apart
 from slmjax.ops.mask import AttentionMask
 from slmjax.ops.norm import layer_norm, rms_norm
 from slmjax.ops.rope import apply_rope, rope_frequencies
@@ -112,9 +112,8 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, LayerCache | None]:
         """Returns the branch's output and the cache with this call's keys and values in it."""
         config = self.config
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.w_q_DNH[...])
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.w_k_DKH[...])
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.w_v_DKH[...])
+        weights = (self.w_q_DNH[...], self.w_k_DKH[...], self.w_v_DKH[...])
+        q_BTNH, k_BTKH, v_BTKH = take_apart(project(x_BTD, weights), [weight.shape[1:] for weight in weights])
         if config.qkv_bias:
             q_BTNH = q_BTNH + self.b_q_NH[...].astype(q_BTNH.dtype)[None, None]
             k_BTKH = k_BTKH + self.b_k_KH[...].astype(k_BTKH.dtype)[None, None]
@@ -176,16 +175,14 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
         """Returns the branch's output; the second value is a mixture's report, None here."""
-        up_BTF = self._project(x_BTD, self.w_up_DF, "b_up_F")
-        if self.config.gated:
-            h_BTF = activate(self.config.activation, self._project(x_BTD, self.w_gate_DF, "b_gate_F")) * up_BTF
-        else:
-            h_BTF = activate(self.config.activation, up_BTF)
-        return self._project(h_BTF, self.w_down_FD, "b_down_D"), None
-
-    def _project(self, x: jax.Array, weight: nnx.Param, bias: str) -> jax.Array:
-        y = x @ weight[...]
-        return y + getattr(self, bias)[...].astype(y.dtype)[None, None] if self.config.bias else y
+        config = self.config
+        first = ("gate", "up") if config.gated else ("up",)
+        h_BTF = project(x_BTD, [getattr(self, f"w_{name}_DF")[...] for name in first])
+        if config.bias:
+            biases = [getattr(self, f"b_{name}_F")[...] for name in first]
+            h_BTF = h_BTF + jnp.concatenate(biases).astype(h_BTF.dtype)[None, None]
+        y_BTD = project_activated(config.activation, config.gated, h_BTF, self.w_down_FD[...])
+        return (y_BTD + self.b_down_D[...].astype(y_BTD.dtype)[None, None] if config.bias else y_BTD), None
 
 
 class MoE(nnx.Module):

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from slmjax.kernels.hopper.warpgroups import (
+    CONSUMER_REGISTERS,
     FIRST_NAMED_BARRIER,
+    PRODUCER_REGISTERS,
     ROWS,
     THREADS,
     arrive,
@@ -115,7 +117,7 @@ def attention_backward_fused(
 
         @pl.when(wg == W)
         def _producer():
-            plgpu.set_max_registers(24, action="decrease")
+            plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
             keys = pl.ds(key, _K_TILE)
             plgpu.copy_gmem_to_smem(k_ref.at[b, keys, kv_head], k_smem, kv_full)
             plgpu.copy_gmem_to_smem(v_ref.at[b, keys, kv_head], v_smem, kv_full)
@@ -138,7 +140,7 @@ def attention_backward_fused(
 
         @pl.when(wg < W)
         def _consumer():
-            plgpu.set_max_registers(240, action="increase")
+            plgpu.set_max_registers(CONSUMER_REGISTERS[W], action="increase")
             own = pl.ds(wg * ROWS, ROWS)
             plgpu.barrier_wait(kv_full)
 

@@ -17,8 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from slmjax.kernels.hopper.warpgroups import (
+    CONSUMER_REGISTERS,
     FIRST_NAMED_BARRIER,
     NAMED_BARRIERS,
+    PRODUCER_REGISTERS,
     ROWS,
     THREADS,
     arrive,
@@ -128,7 +130,7 @@ def attention_forward(
 
         @pl.when(wg == W)
         def _producer():
-            plgpu.set_max_registers(24 if W == 3 else 40, action="decrease")
+            plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
 
             def produce(i, count):
                 b, head, tile, _, bound = place(i)
@@ -163,7 +165,7 @@ def attention_forward(
 
         @pl.when(wg < W)
         def _consumer():
-            plgpu.set_max_registers(160 if W == 3 else 240, action="increase")
+            plgpu.set_max_registers(CONSUMER_REGISTERS[W], action="increase")
             if tiling.turns:
                 pl.when(wg == W - 1)(lambda: arrive(turn, num_threads=2 * THREADS))
 

@@ -17,6 +17,11 @@ THREADS = 128  # of a warpgroup
 FIRST_NAMED_BARRIER = 5
 NAMED_BARRIERS = 16 - FIRST_NAMED_BARRIER
 
+# Registers of a thread, by the number of consumer warpgroups beside one producer. A block has 65536: with more asked for
+# than there are, its consumers wait for them for ever.
+PRODUCER_REGISTERS = 24
+CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160}
+
 _SM_COUNT = 132  # of H100 and H200, where no device can be asked
 
 
