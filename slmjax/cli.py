@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal, saved; the same command goes on
 
@@ -20,6 +21,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _DataGroup(typer.core.TyperGroup):
+    """`slmjax data CONFIG.gin` means `slmjax data run CONFIG.gin`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+data_app = typer.Typer(
+    cls=_DataGroup,
+    help="Turn raw text into a tokenizer and token stores: slmjax data CONFIG.gin [--set BINDING]. Also: train quality "
+    "models, score documents, show what a run will see.",
+    no_args_is_help=True,
+)
+app.add_typer(data_app, name="data")
 
 Files = Annotated[list[Path], typer.Argument(help="Gin files; later ones win.", metavar="CONFIG.gin")]
 Overrides = Annotated[list[str], typer.Option("--set", help="Name.field=value, after the files.", metavar="BINDING")]
@@ -40,13 +59,22 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
-def data(files: Files, overrides: Overrides = []) -> None:  # noqa: B006 -- typer copies it
-    """Turn raw text into a tokenizer and token stores (PipelineConfig)."""
+@data_app.command("run")
+def run_pipeline(files: Files, overrides: Overrides = []) -> None:  # noqa: B006 -- typer copies it
+    """Turn raw text into a tokenizer and token stores (PipelineConfig); `slmjax data CONFIG.gin` does, too."""
     from data_pipelines.run import run
     from slmjax.config import PipelineConfig
 
     run(_load(files, overrides, root=PipelineConfig).config)
+
+
+@data_app.command()
+def train_quality(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
+    """Train a model that gives documents a score (QualityTrainingConfig)."""
+    from data_pipelines.quality.training import train
+    from slmjax.config import QualityTrainingConfig
+
+    train(_load(files, overrides, root=QualityTrainingConfig).config)
 
 
 @app.command()
