@@ -69,6 +69,25 @@ def run_pipeline(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
 
 
 @data_app.command()
+def mix(
+    files: Files,
+    overrides: Overrides = [],  # noqa: B006
+    preview: Annotated[bool, typer.Option("--preview", help="Print stages, sources, tokens and epochs.")] = False,
+) -> None:
+    """Check the mixture of a RunConfig: status 1 where a source is repeated beyond its cap. Uses no device."""
+    from slmjax.data.exposure import exposure, require_epochs, spell_exposure
+    from slmjax.data.sources import open_mixture
+    from slmjax.data.tokenizer import Tokenizer
+
+    run = _load_run(files, overrides).config
+    mixed = open_mixture(run.input, seed=run.seed, tokenizer_sha256=Tokenizer.load(run.input.tokenizer).sha256)
+    stages = exposure(mixed, run.input, steps=run.steps)
+    if preview:
+        print(spell_exposure(stages))
+    require_epochs(stages)
+
+
+@data_app.command()
 def train_quality(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
     """Train a model that gives documents a score (QualityTrainingConfig)."""
     from data_pipelines.quality.training import train

@@ -105,8 +105,8 @@ class QualitySampleConfig:
 class GeneratedFilesSourceConfig:
     """Text that a model generated, jsonl or parquet: every record says from which checkpoint and which prompt.
 
-    Both are part of a document's id, <name>/<checkpoint>/<prompt>#<file>:<record>, and all texts of a prompt fall on the
-    same side of the split. A pipeline with such a source must have a deduplication and a quality stage. The
+    Both are part of a document's id, <name>/<checkpoint>/<prompt>#<file>:<record>, and all texts of a prompt fall on
+    the same side of the split. A pipeline with such a source must have a deduplication and a quality stage. The
     defaults are the fields of the samples.jsonl that `slmjax sample` writes.
 
     Attributes:

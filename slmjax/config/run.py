@@ -17,25 +17,38 @@ class TokenSourceConfig:
       weight: share of the tokens of a mixture; weights need not sum to one.
       rows: "stream" cuts the concatenated documents into rows of equal length, "whole" packs whole documents and never
         splits one (instruction data).
+      max_epochs: training that would read the source more often, over all stages, is refused; None allows any number.
+        Up to four are almost as good as new text (Muennighoff et al. 2023, arXiv:2305.16264).
     """
 
     path: str
     weight: float = 1.0
     rows: Literal["stream", "whole"] = "stream"
+    max_epochs: float | None = None
 
     def __post_init__(self):
-        positive(self, "weight")
+        positive(self, "weight", "max_epochs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureStageConfig:
-    """The mixture in force from `start_step` until the next stage starts."""
+    """The mixture in force from `start_step` until the next stage starts.
+
+    Attributes:
+      sources: what is mixed, by the weight of each.
+      start_step: first step of the stage.
+      temperature: multiplies every weight by tokens ** (1 / temperature) of its source: with equal weights, 1 mixes by
+        size, more gives small sources a larger share (Arivazhagan et al. 2019, arXiv:1907.05019). None leaves the
+        weights as they are.
+    """
 
     sources: tuple[TokenSourceConfig, ...]
     start_step: int = 0
+    temperature: float | None = None
 
     def __post_init__(self):
         not_negative(self, "start_step")
+        positive(self, "temperature")
         require(len(self.sources) > 0, self, "sources needs at least one token source, got ()")
 
 

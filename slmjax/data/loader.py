@@ -12,16 +12,15 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from slmjax.config import EvalSetConfig, InputConfig, TokenSourceConfig
+from slmjax.config import EvalSetConfig, InputConfig
 from slmjax.data.batch import Batch
-from slmjax.data.mixture import Mixture, Stage, row_shares
+from slmjax.data.exposure import exposure, require_epochs
 from slmjax.data.packing import StreamRows, WholeRows, empty_batch, merge_documents, row_of
-from slmjax.data.token_store import TokenStore, check_tokenizer
+from slmjax.data.sources import open_mixture, open_store
 
 # Grain shuffles with 4 rounds, after which means of 16 consecutive indices out of 2^32 spread 2.7 times as widely as
 # random ones do (1.2-1.5 times out of 10^7); after 8 rounds as they should. It takes indices below 2^32.
 _SHUFFLE_ROUNDS = 8
-_MAX_ROWS = 1 << 32
 
 
 def make_loader(
@@ -38,7 +37,8 @@ def make_loader(
     `rows` are the rows of each global batch that this process reads (`parallel.rules.process_rows`); None is all.
 
     Raises:
-      ValueError: a store is damaged, empty, or of another tokenizer than `tokenizer_sha256` (None does not check).
+      ValueError: a store is damaged, empty, of another tokenizer than `tokenizer_sha256` (None does not check), or
+        would be repeated beyond its max_epochs.
     """
     batches = _TrainingBatches(config, seed, steps, rows or range(config.batch_size), tokenizer_sha256)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=config.prefetch_batches)
@@ -50,24 +50,9 @@ class _TrainingBatches:
 
     def __init__(self, config: InputConfig, seed: int, steps: int, rows: Sequence[int], tokenizer_sha256: str | None):
         self._config, self._seed, self._steps, self._local_rows = config, seed, steps, rows
-        self._sources: list[StreamRows | WholeRows] = []
-        numbers: dict[tuple[str, str], int] = {}  # a source of several stages is one source
-        stages = []
-        for stage in config.stages:
-            names = [(source.path, source.rows) for source in stage.sources]
-            if len(names) != len(set(names)):
-                raise ValueError(f"a stage has the same source twice, got {names}; add up the weights instead")
-            for name, source in zip(names, stage.sources, strict=True):
-                if name not in numbers:
-                    numbers[name] = len(numbers)
-                    store = _open(source, tokenizer_sha256)
-                    self._sources.append(_training_rows(source, store, config.sequence_length, seed))
-            used = [numbers[name] for name in names]
-            shares = row_shares(
-                [source.weight for source in stage.sources], [self._sources[number].tokens_per_row for number in used]
-            )
-            stages.append(Stage(stage.start_step * config.batch_size, dict(zip(used, shares, strict=True))))
-        self._mixture = Mixture(stages)
+        mixed = open_mixture(config, seed=seed, tokenizer_sha256=tokenizer_sha256)
+        require_epochs(exposure(mixed, config, steps=steps))
+        self._sources, self._mixture = [source.rows for source in mixed.sources], mixed.mixture
 
     def __len__(self) -> int:
         return self._steps
@@ -128,28 +113,8 @@ def _read_in_order(
         yield batch if document_isolation else merge_documents(batch)
 
 
-def _open(source: TokenSourceConfig, tokenizer_sha256: str | None) -> TokenStore:
-    store = TokenStore.open(source.path)
-    if tokenizer_sha256 is not None:
-        check_tokenizer(store, tokenizer_sha256)
-    return store
-
-
-def _training_rows(
-    source: TokenSourceConfig, store: TokenStore, sequence_length: int, seed: int
-) -> StreamRows | WholeRows:
-    rows = (
-        StreamRows(store, sequence_length) if source.rows == "stream" else WholeRows(store, sequence_length, seed=seed)
-    )
-    if rows.num_rows > _MAX_ROWS:
-        raise ValueError(
-            f"{store.path} has {rows.num_rows} rows, more than the {_MAX_ROWS} that can be shuffled; split it"
-        )
-    return rows
-
-
 def _eval_rows(eval_set: EvalSetConfig, sequence_length: int, tokenizer_sha256: str | None) -> StreamRows | WholeRows:
-    store = _open(eval_set.source, tokenizer_sha256)
+    store = open_store(eval_set.source, tokenizer_sha256)
     num_documents = store.num_documents
     if eval_set.max_tokens is not None:
         num_documents = max(1, int(np.searchsorted(store.document_starts, eval_set.max_tokens, side="right")) - 1)

@@ -22,6 +22,16 @@ def row_shares(weights: Sequence[float], tokens_per_row: Sequence[Fraction]) -> 
     return [int(share * scale) for share in shares]
 
 
+def tempered_weights(weights: Sequence[float], num_tokens: Sequence[int], temperature: float) -> list[float]:
+    """Weights times tokens ** (1 / temperature), the largest source having its own weight.
+
+    Rounded, so that the last bit of a machine's logarithm does not change which rows a run reads.
+    """
+    largest = max(num_tokens)
+    factors = [math.exp((math.log(tokens) - math.log(largest)) / temperature) for tokens in num_tokens]
+    return [float(f"{weight * factor:.9g}") for weight, factor in zip(weights, factors, strict=True)]
+
+
 class Interleaving:
     """An endless sequence of sources in given shares, spread as evenly as can be.
 
