@@ -181,7 +181,7 @@ class FeedForward(nnx.Module):
         if config.bias:
             biases = [getattr(self, f"b_{name}_F")[...] for name in first]
             h_BTF = h_BTF + jnp.concatenate(biases).astype(h_BTF.dtype)[None, None]
-        y_BTD = project_activated(config.activation, config.gated, h_BTF, self.w_down_FD[...])
+        y_BTD = project_activated(h_BTF, self.w_down_FD[...], activation=config.activation, gated=config.gated)
         return (y_BTD + self.b_down_D[...].astype(y_BTD.dtype)[None, None] if config.bias else y_BTD), None
 
 

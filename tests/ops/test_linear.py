@@ -9,6 +9,7 @@ from slmjax.config.model import Activation
 from slmjax.ops.linear import project, project_activated, project_activated_reference, take_apart
 
 D = 8
+SWIGLU = {"activation": "silu", "gated": True}
 
 
 def normal(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
@@ -58,7 +59,7 @@ def test_projection_behind_an_activation_has_the_gradient_of_its_reference(activ
 
     def result(function):
         def loss(x_BTF, w_FD):
-            y_BTD = function(activation, gated, x_BTF, w_FD)
+            y_BTD = function(x_BTF, w_FD, activation=activation, gated=gated)
             return jnp.sum(weights_BTD * y_BTD.astype(jnp.float32)), y_BTD
 
         (_, y_BTD), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(x_BTF, w_FD)
@@ -75,9 +76,9 @@ def test_what_the_activation_gives_is_not_kept(capsys):
     from jax.ad_checkpoint import print_saved_residuals
 
     x_BTF, w_FD = normal(0, 2, 5, 12), normal(1, 6, D)
-    print_saved_residuals(lambda x, w: jnp.sum(project_activated("silu", True, x, w)), x_BTF, w_FD)
+    print_saved_residuals(lambda x, w: jnp.sum(project_activated(x, w, **SWIGLU)), x_BTF, w_FD)
     saved = capsys.readouterr().out
     assert "f32[2,5,12]" in saved
     assert "f32[2,5,6]" not in saved
-    print_saved_residuals(lambda x, w: jnp.sum(project_activated_reference("silu", True, x, w)), x_BTF, w_FD)
+    print_saved_residuals(lambda x, w: jnp.sum(project_activated_reference(x, w, **SWIGLU)), x_BTF, w_FD)
     assert "f32[2,5,6]" in capsys.readouterr().out
