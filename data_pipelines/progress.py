@@ -21,6 +21,7 @@ class Step:
 
     def __init__(self, bar: Progress, num_tasks: int, name: str):
         self._bar = bar
+        self._name = name
         self._id = bar.add_task(name, total=num_tasks)
         self.bytes = 0
         self.num_skipped = 0
@@ -33,6 +34,15 @@ class Step:
             self.num_skipped += 1
         else:
             self.bytes += done.result.get("bytes", 0)
+
+
+    def phase(self, name: str, num_tasks: int) -> None:
+        """Shows a part of the step that has tasks of its own."""
+        self._bar.reset(self._id, total=num_tasks, description=f"{self._name}: {name}")
+
+    def advance_phase(self, done: Done) -> None:
+        """Counts one task of such a part."""
+        self._bar.advance(self._id)
 
 
 class Reporter:

@@ -16,10 +16,9 @@ from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
-from data_pipelines.progress import Reporter
+from data_pipelines.progress import Reporter, Step
 from data_pipelines.quality import scorers, selection
-from data_pipelines.stages import minhash
-from slmjax.config import ExistingTokenizerConfig, NearDedupConfig, PipelineConfig
+from slmjax.config import ExistingTokenizerConfig, PipelineConfig
 from slmjax.config.pipeline import StageConfig
 from slmjax.config.resolved import to_json
 from slmjax.data.exclusive import only_user
@@ -36,8 +35,6 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
       ValueError: nothing to read or nothing left, or another process works in output_dir.
       OSError: an output cannot be written.
     """
-    if any(isinstance(stage, NearDedupConfig) for stage in config.stages):
-        minhash.check_installed()
     for stage in config.stages:  # a scorer that cannot be used is known before an hour of reading
         if isinstance(stage, scorers.QualityStageConfig):
             scorers.measured_content(stage)
@@ -123,7 +120,7 @@ class _Run:
                     task.name: [before[task.name], *done.outputs.values()]
                     for task, done in zip(planned, measured, strict=True)
                 }
-                decided = self.decide(name, stage, shards, inputs, previous)
+                decided = self.decide(name, stage, shards, inputs, previous, step)
                 counts = count_step(name, shards, [done.result for done in decided])
                 step.note = _why(counts)
             for kind in ("attributes", "verdicts"):
@@ -165,6 +162,7 @@ class _Run:
         shards: list[Shard],
         inputs: dict[str, list[str]],
         previous: str | None,
+        shown: Step,
     ) -> list[tasks.Done]:
         """Writes the verdicts after a stage; `inputs` are the hashes of what the verdicts of each shard depend on."""
         if isinstance(stage, stages.FilterConfig):
@@ -189,6 +187,8 @@ class _Run:
             shards=tuple(shards),
             previous=previous,
             fingerprint=tasks.fingerprint(stage, inputs),
+            worker_bytes=self.config.worker_bytes,
+            shown=shown,
         )
         if isinstance(stage, scorers.QualityStageConfig):
             return selection.decide(stage, step)

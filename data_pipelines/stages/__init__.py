@@ -43,9 +43,9 @@ def measure(config: StageConfig, batch: pa.RecordBatch) -> pa.RecordBatch:
         case MarkerFilterConfig():
             attributes = markers.measure(config, texts)
         case ExactDedupConfig():
-            attributes = exact.measure(texts)
+            attributes = exact.measure(batch.column("text"))
         case NearDedupConfig():
-            attributes = minhash.measure(config, texts)
+            attributes = minhash.measure(config, batch.column("text"))
         case _:
             assert_never(config)
     return pa.record_batch({"id": batch.column("id"), **attributes})

@@ -1,66 +1,87 @@
-"""Near duplicates by MinHash (Broder 1997) and locality-sensitive hashing; the signatures are `rensa`'s."""
+"""MinHash signatures (Broder 1997) of sets of word n-grams, and the hashes of their bands.
 
-import string
-from collections.abc import Iterable
+Permutation k maps a 32-bit hash x of an n-gram to x * a_k mod 2**32 with a_k odd: multiply-shift without the shift
+(Dietzfelbinger et al. 1997), on hashes that are well mixed already.
+"""
+
+import functools
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages.words import combine, ngram_hashes, word_hashes
+from data_pipelines.stages import hashed_words
 from slmjax.config import NearDedupConfig
 
-_NO_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+# N-grams and permutations at a time, so that their products stay in a processor's cache.
+_BLOCK, _PERMUTATIONS = 16384, 7
 
 
-def check_installed() -> None:
-    """Raises ValueError with the command to run where `rensa` is absent."""
-    try:
-        import rensa  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            "NearDedupConfig needs the package rensa: pip install -e '.[data]' -c constraints.txt, or leave it out"
-        ) from error
+def measure(config: NearDedupConfig, texts: pa.StringArray) -> dict[str, pa.Array]:
+    """Number of n-grams of each document, and a 64-bit hash of each band of its signature (0 where it has no words)."""
+    grams, counts = ngrams(config, hashed_words.split(texts, punctuation=False))
+    signatures = sign((grams >> np.uint64(32)).astype(np.uint32), counts, _multipliers(config))
+    bands = signatures.reshape(len(texts), config.bands, config.rows).astype(np.uint64)
+    hashes = np.arange(1, config.bands + 1, dtype=np.uint64) + np.zeros((len(texts), 1), np.uint64)
+    for row in range(config.rows):
+        hashes = hashes * hashed_words.MULTIPLIER + bands[:, :, row]
+    hashes = hashed_words.mix(hashes)
+    hashes[counts == 0] = 0
+    return {
+        "ngrams": pa.array(counts, pa.int64()),
+        "bands": pa.FixedSizeListArray.from_arrays(pa.array(hashes.reshape(-1), pa.uint64()), config.bands),
+    }
 
 
-def measure(config: NearDedupConfig, texts: list[str]) -> dict[str, pa.Array]:
-    """A 64-bit hash of each band of each document's signature: band_00, band_01, ...
+def ngrams(config: NearDedupConfig, split: hashed_words.Words) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the n-grams of all documents, and how many each has: of fewer words than n, all together are one."""
+    in_limit = split.starts - np.repeat(split.offsets[:-1], split.counts) < config.signature_bytes
+    if not in_limit.all():
+        split = split.select(in_limit)
+    hashes = hashed_words.runs(split.hashes, config.ngram)[hashed_words.run_starts(split.first, config.ngram)]
+    counts = np.maximum(split.counts - config.ngram + 1, 0)
+    for length in range(1, config.ngram):
+        (short,) = np.nonzero(split.counts == length)
+        if len(short):
+            columns = [split.hashes[split.first[short] + i] for i in range(length)]
+            together = hashed_words.runs(np.stack(columns, axis=1).reshape(-1), length)[::length]
+            hashes = np.insert(hashes, np.concatenate([[0], np.cumsum(counts)])[short], together)
+            counts[short] = 1
+    return hashes, counts
 
-    Elements are n-grams of words without letter case and ASCII punctuation.
+
+def sign(hashes: np.ndarray, counts: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+    """Least permuted hash of each document under each permutation, uint32[documents, permutations].
+
+    Args:
+      hashes: uint32, of all documents in order.
+      counts: of each document; one without hashes has 2**32 - 1 everywhere.
+      multipliers: uint32, odd.
     """
-    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without annotations)
-
-    words = [text[: config.signature_bytes].lower().translate(_NO_PUNCTUATION).split() for text in texts]
-    grams = [ngram_hashes(word_hashes(document), config.ngram) for document in words]
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(grams),
-        np.cumsum([0, *map(len, grams)]).astype(np.uint64),
-        config.bands * config.rows,
-        config.seed,
-    )
-    signatures = np.array(matrix.to_rows(), np.uint64).reshape(len(texts), config.bands, config.rows)
-    bands = combine([signatures[:, :, row] for row in range(config.rows)])
-    return {f"band_{band:02d}": pa.array(bands[:, band]) for band in range(config.bands)}
-
-
-def first_of_each(bands: Iterable[np.ndarray]) -> np.ndarray:
-    """Index, for every document, of the first document of its cluster.
-
-    Documents are of one cluster where a chain of equal band hashes joins them. One band is in memory at a time.
-    """
-    parents = np.zeros(0, np.int64)
-    for band in bands:
-        if len(parents) == 0:
-            parents = np.arange(len(band))
-        order = np.argsort(band, kind="stable")
-        same = np.flatnonzero(band[order][1:] == band[order][:-1])
-        for a, b in zip(order[same].tolist(), order[same + 1].tolist(), strict=True):
-            a, b = _root(parents, a), _root(parents, b)
-            parents[max(a, b)] = min(a, b)
-    return np.array([_root(parents, i) for i in range(len(parents))], np.int64)
+    signatures = np.full((len(counts), len(multipliers)), np.uint32(0xFFFFFFFF))
+    filled = np.flatnonzero(counts)
+    if len(filled) == 0:
+        return signatures
+    first = (np.cumsum(counts) - counts)[filled]
+    pieces = np.union1d(first, np.arange(0, len(hashes), _BLOCK))  # of one document and one block
+    least = np.empty((len(multipliers), len(pieces)), np.uint32)
+    products = np.empty((_PERMUTATIONS, _BLOCK), np.uint32)
+    for begin in range(0, len(hashes), _BLOCK):
+        block = hashes[begin : begin + _BLOCK]
+        low, high = np.searchsorted(pieces, [begin, begin + len(block)])
+        for k in range(0, len(multipliers), _PERMUTATIONS):
+            some = multipliers[k : k + _PERMUTATIONS, None]
+            out = products[: len(some), : len(block)]
+            np.multiply(some, block[None, :], out=out)
+            least[k : k + len(some), low:high] = np.minimum.reduceat(out, pieces[low:high] - begin, axis=1)
+    signatures[filled] = np.minimum.reduceat(least, np.searchsorted(pieces, first), axis=1).T
+    return signatures
 
 
-def _root(parents: np.ndarray, i: int) -> int:
-    while parents[i] != i:
-        parents[i] = parents[parents[i]]
-        i = int(parents[i])
-    return i
+@functools.lru_cache(maxsize=8)
+def _multipliers_of(number: int, seed: int) -> np.ndarray:
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return rng.integers(0, 1 << 32, number, dtype=np.uint32) | np.uint32(1)
+
+
+def _multipliers(config: NearDedupConfig) -> np.ndarray:
+    return _multipliers_of(config.bands * config.rows, config.seed)
