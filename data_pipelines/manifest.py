@@ -31,12 +31,14 @@ class StepCounts:
     Attributes:
       step: "read" or the name of a stage.
       dropped: documents by reason; for "read" these are records that went to quarantine.
+      changes: what was changed in the texts of the documents that reached the step, by kind.
     """
 
     step: str
     source: str
     kept: Count
     dropped: dict[str, int]
+    changes: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,10 +103,18 @@ def count_step(step: str, shards: Sequence[Shard], verdicts: Sequence[Mapping[st
     """Sums, by source, the counts of the verdicts of each shard after a step."""
     kept: dict[str, Count] = collections.defaultdict(Count)
     dropped: Mapping[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    changes: Mapping[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for shard, counts in zip(shards, verdicts, strict=True):
         kept[shard.source] += Count(documents=counts["kept"], bytes=counts["kept_bytes"])
         dropped[shard.source].update(counts["dropped"])
+        changes[shard.source].update(counts.get("changes", {}))
     return [
-        StepCounts(step=step, source=source, kept=count, dropped=dict(sorted(dropped[source].items())))
+        StepCounts(
+            step=step,
+            source=source,
+            kept=count,
+            dropped=dict(sorted(dropped[source].items())),
+            changes=dict(changes[source]),
+        )
         for source, count in kept.items()
     ]

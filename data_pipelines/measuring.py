@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from data_pipelines import stages, tasks
 from data_pipelines.documents import Shard, column, parquet_writer, read_batches
@@ -60,17 +62,34 @@ class DecideTask(tasks.Task):
 def decide_shard(task: DecideTask) -> tasks.Done:
     """Writes the verdicts of a shard after the filter; the result counts them."""
     started = time.monotonic()
-    attributes = read_batches(measure_path(task.root, task.stage_name, task.shard))
-    rules = np.concatenate([stages.failed_rules(task.stage, batch) for batch in attributes])
-    verdicts = Verdicts.load(task.root, task.previous, task.shard).after(task.stage_name, rules)
-    return finish_verdicts(task, task.stage_name, task.shard, verdicts, started=started)
+    attributes = pa.Table.from_batches(read_batches(measure_path(task.root, task.stage_name, task.shard)))
+    rules = np.concatenate([stages.failed_rules(task.stage, batch) for batch in attributes.to_batches()])
+    before = Verdicts.load(task.root, task.previous, task.shard)
+    living = attributes.filter(pa.array(before.alive))
+    changes = {
+        name: int(living.column(name).to_numpy().sum())
+        for name in living.column_names
+        if name.startswith(("removed_", "masked_"))
+    }
+    verdicts = before.after(task.stage_name, rules)
+    return finish_verdicts(task, task.stage_name, task.shard, verdicts, started=started, changes=changes)
 
 
 def finish_verdicts(
-    task: tasks.Task, stage_name: str, shard: Shard, verdicts: Verdicts, *, started: float
+    task: tasks.Task,
+    stage_name: str,
+    shard: Shard,
+    verdicts: Verdicts,
+    *,
+    started: float,
+    changes: Mapping[str, int] | None = None,
 ) -> tasks.Done:
-    """Writes the verdicts of a shard after a stage, and the marker of the task, whose result counts them."""
+    """Writes the verdicts of a shard after a stage, and the marker of the task, whose result counts them.
+
+    `changes` counts what the stage changed in the texts that reached it.
+    """
     output = verdicts_path(task.root, stage_name, shard)
     verdicts.save(output)
     sizes = column(shard_path(task.root, shard), "bytes").to_numpy()
-    return tasks.finish(task, [output], verdicts.counts(stage_name, sizes), started=started)
+    counts = {**verdicts.counts(stage_name, sizes), "changes": dict(changes or {})}
+    return tasks.finish(task, [output], counts, started=started)

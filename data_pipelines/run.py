@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipelines import deduplicate, files, measuring, reading, selecting, stages, tasks, tokenising
+from data_pipelines import deduplicate, files, filtering, measuring, reading, selecting, stages, tasks, tokenising
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.engines.local import LocalEngine
@@ -60,7 +60,7 @@ class _Run:
         content = to_json(self.config)
         content = {name: content[name] for name in content if name not in ("output_dir", "num_workers", "worker_bytes")}
         shards, hashes, funnel = self.read()
-        last, verdicts = self.filter(shards, hashes, funnel)
+        shards, hashes, last, verdicts = self.filter(shards, hashes, funnel)
         hashes = self.select(shards, hashes, last, verdicts)
         tokenizer_path = self.tokenizer(shards, hashes)
         tokenizer = Tokenizer.load(tokenizer_path)
@@ -108,17 +108,34 @@ class _Run:
         return shards, {path.stem: digest for path, digest in outputs.items() if path.suffix == ".parquet"}, funnel
 
     def filter(
-        self, shards: list[Shard], hashes: dict[str, str], funnel: list[StepCounts]
-    ) -> tuple[str | None, dict[str, str]]:
-        """Runs the stages; extends the funnel. Returns the last one's name and the sha256 of each shard's verdicts."""
-        previous, before = None, dict.fromkeys(hashes, "")
-        for name, stage in _named(self.config.stages).items():
-            planned = self.measurements(name, stage, shards, hashes)
-            with self.reporter.step(name, len(planned)) as step:
-                measured = tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
+        self, read: list[Shard], read_hashes: dict[str, str], funnel: list[StepCounts]
+    ) -> tuple[list[Shard], dict[str, str], str | None, dict[str, str]]:
+        """Runs the stages; extends the funnel.
+
+        Returns the shards as the stages left them, the sha256 of each by name, the name of the last stage, and the
+        sha256 of its verdicts on each shard.
+        """
+        named = _named(self.config.stages)
+        filters = {name: stage for name, stage in named.items() if isinstance(stage, stages.FilterConfig)}
+        rewrites = [name for name in filters if isinstance(filters[name], stages.RewriteConfig)]
+        with self.reporter.step("filters", len(read)) as step:
+            filtered = filtering.measure(self.engine, step, self.root, filters, read, read_hashes)
+            step.note = filtering.rates(filtered)
+        shards, hashes = (read, read_hashes) if rewrites else (filtered.shards, filtered.hashes)
+        previous, before = None, dict.fromkeys(read_hashes, "")
+        counts: list[StepCounts] = []
+        for name, stage in named.items():
+            if rewrites and name == rewrites[-1]:
+                shards, hashes = filtered.shards, filtered.hashes
+            with self.reporter.step(name, len(shards)) as step:
+                if name in filters:
+                    measured = filtered.attributes[name]
+                else:
+                    planned = self.measurements(name, stage, shards, hashes)
+                    measured = tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
                 inputs = {
-                    task.name: [before[task.name], *done.outputs.values()]
-                    for task, done in zip(planned, measured, strict=True)
+                    shard.name: [before[shard.name], *done.outputs.values()]
+                    for shard, done in zip(shards, measured, strict=True)
                 }
                 decided = self.decide(name, stage, shards, inputs, previous, step)
                 counts = count_step(name, shards, [done.result for done in decided])
@@ -129,7 +146,7 @@ class _Run:
             previous, before = name, {shard.name: _only(done) for shard, done in zip(shards, decided, strict=True)}
         if previous is not None and not any(done.kept.documents for done in counts):
             raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
-        return previous, before
+        return shards, hashes, previous, before
 
     def measurements(
         self,

@@ -1,54 +1,66 @@
 """Stages are two pure functions each: `measure` maps documents to attributes, a decision maps attributes to drops.
 
 Attributes are columns beside the documents, so that thresholds change without measuring again. A filter decides on a
-document by itself; a deduplication decides on the whole corpus, from attributes alone.
+document by itself; a deduplication decides on the whole corpus, from attributes alone. Some filters also change texts:
+`rewrite` maps documents to other texts and attributes, which count what was removed_x or masked_x.
 """
 
 import dataclasses
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages import characters, exact, length, lines, markers, minhash, repetition
+from data_pipelines.stages import characters, exact, length, lines, markers, minhash, personal, repetition
+from data_pipelines.stages.texts import Texts
 from slmjax.config import (
     CharacterFilterConfig,
     ExactDedupConfig,
     LengthFilterConfig,
     LineFilterConfig,
     MarkerFilterConfig,
+    MaskPersonalDataConfig,
     NearDedupConfig,
     RepetitionFilterConfig,
 )
+from slmjax.config.filters import FilterConfig, RewriteConfig
 
-FilterConfig = (
-    LengthFilterConfig | LineFilterConfig | CharacterFilterConfig | RepetitionFilterConfig | MarkerFilterConfig
-)
 DedupConfig = ExactDedupConfig | NearDedupConfig
 StageConfig = FilterConfig | DedupConfig
 
 
 def measure(config: StageConfig, batch: pa.RecordBatch) -> pa.RecordBatch:
     """Returns the attributes of a batch of documents, a row for each, after their ids."""
-    texts = batch.column("text").to_pylist()
+    return pa.record_batch({"id": batch.column("id"), **attributes(config, Texts(batch.column("text")))})
+
+
+def attributes(config: StageConfig, texts: Texts) -> dict[str, pa.Array]:
+    """The attributes that a stage measures."""
     match config:
         case LengthFilterConfig():
-            attributes = length.measure(texts)
+            return length.measure(texts.strings)
         case LineFilterConfig():
-            attributes = lines.measure(config, texts)
+            return lines.measure(config, texts.strings)
         case CharacterFilterConfig():
-            attributes = characters.measure(texts)
+            return characters.measure(texts.strings)
         case RepetitionFilterConfig():
-            attributes = repetition.measure(texts)
+            return repetition.measure(texts.strings)
         case MarkerFilterConfig():
-            attributes = markers.measure(config, texts)
+            return markers.measure(config, texts.strings)
+        case MaskPersonalDataConfig():
+            return rewrite(config, texts)[1]
         case ExactDedupConfig():
-            attributes = exact.measure(batch.column("text"))
+            return exact.measure(texts.array)
         case NearDedupConfig():
-            attributes = minhash.measure(config, batch.column("text"))
+            return minhash.measure(config, texts.array)
         case _:
             assert_never(config)
-    return pa.record_batch({"id": batch.column("id"), **attributes})
+
+
+def rewrite(config: RewriteConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Array]]:
+    """Changes the texts. The attributes also have the bytes of each new one; of one with none nothing is left."""
+    changed, counts = personal.mask(config, texts)
+    return changed, {"bytes": pa.array(changed.ends - changed.starts), **counts}
 
 
 def measured_fields(config: StageConfig) -> dict[str, object]:
@@ -60,23 +72,29 @@ def measured_fields(config: StageConfig) -> dict[str, object]:
 def failed_rules(config: FilterConfig, attributes: pa.RecordBatch) -> np.ndarray:
     """Name of the first rule, in the order of the fields, that each document breaks; "" where it breaks none.
 
-    A field min_x or max_x bounds the attribute x, or each of its values; the bound itself is allowed.
+    A field min_x or max_x bounds the attribute x, or each of its values; the bound itself is allowed. only_x are the
+    values that x may have. A text of which nothing is left is "empty".
     """
     failed = np.full(attributes.num_rows, "", object)
+    if isinstance(config, RewriteConfig):
+        failed[attributes.column("bytes").to_numpy() == 0] = "empty"
     for rule, threshold in _thresholds(config).items():
         if threshold is None:
             continue
         bound, _, name = rule.partition("_")
         column = attributes.column(name)
-        if isinstance(column, pa.FixedSizeListArray):
-            values = column.flatten().to_numpy().reshape(len(column), -1)
+        if bound == "only":
+            outside = ~np.isin(column.to_pylist(), threshold)[:, None]
         else:
-            values = column.to_numpy()[:, None]
-        outside = values < threshold if bound == "min" else values > threshold
+            if isinstance(column, pa.FixedSizeListArray):
+                values = column.flatten().to_numpy().reshape(len(column), -1)
+            else:
+                values = column.to_numpy()[:, None]
+            outside = values < threshold if bound == "min" else values > threshold
         failed[outside.any(axis=1) & (failed == "")] = rule
     return failed
 
 
-def _thresholds(config: StageConfig) -> dict[str, float | tuple[float, ...] | None]:
+def _thresholds(config: StageConfig) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(config)]
-    return {name: getattr(config, name) for name in names if name.startswith(("min_", "max_"))}
+    return {name: getattr(config, name) for name in names if name.startswith(("min_", "max_", "only_"))}

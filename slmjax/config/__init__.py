@@ -13,6 +13,7 @@ from slmjax.config.filters import (
     LengthFilterConfig,
     LineFilterConfig,
     MarkerFilterConfig,
+    MaskPersonalDataConfig,
     RepetitionFilterConfig,
 )
 from slmjax.config.model import (
@@ -123,6 +124,7 @@ __all__ = [
     "LionConfig",
     "Llama3RopeScalingConfig",
     "MarkerFilterConfig",
+    "MaskPersonalDataConfig",
     "MeshConfig",
     "MixtureStageConfig",
     "MoEConfig",

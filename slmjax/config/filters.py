@@ -1,12 +1,18 @@
-"""Filters: stages that decide on a document by itself, from what is measured of it.
+"""Filters: stages that decide on a document by itself, from what is measured of it. Some also change its text.
 
-min_x and max_x are inclusive bounds on the measured attribute x and the names of the reasons to drop. They do not
-change what is measured, so that other bounds re-use the measurements of an earlier run. None is no bound.
+min_x and max_x are inclusive bounds on the measured attribute x, only_x are the values that it may have, and these are
+the names of the reasons to drop. They do not change what is measured, so that other bounds re-use the measurements of
+an earlier run. None is no bound.
 """
 
 import dataclasses
+from typing import Literal
 
 from slmjax.config.check import fraction, not_negative, positive, require
+
+# What a word is: what stands between white space; letters, marks and digits in a row, and each character of scripts
+# without spaces; or the tokens that datatrove counts in English, which are spaCy's, punctuation among them.
+Splitter = Literal["whitespace", "unicode", "datatrove"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,38 @@ class MarkerFilterConfig:
         require(all(self.markers), self, f"markers must not be empty strings, got {self.markers}")
 
 
+PersonalData = Literal["secret", "email", "ip", "card", "phone"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskPersonalDataConfig:
+    """Replaces personal data in the text by <SECRET>, <EMAIL>, <IP>, <CARD> and <PHONE>; drops nothing.
+
+    Secrets are keys and tokens that are known by their form (of AWS, GitHub, GitLab, Slack, Stripe, Google, OpenAI,
+    Anthropic, Hugging Face, npm, PyPI, SendGrid; JSON web tokens; passwords in addresses; private keys in PEM). Cards
+    have the first digits and the length of an issuer and a right Luhn checksum (ISO/IEC 7812). Phone numbers are
+    international, starting with +, or North American with separators.
+
+    Attributes:
+      kinds: what is replaced.
+      public_ips_only: leave addresses that are not routed publicly, such as 10.0.0.1.
+    """
+
+    kinds: tuple[PersonalData, ...] = ("secret", "email", "ip", "card", "phone")
+    public_ips_only: bool = True
+
+    def __post_init__(self):
+        require(len(self.kinds) > 0, self, "kinds needs at least one kind, got ()")
+        require(len(self.kinds) == len(set(self.kinds)), self, f"kinds must differ, got {self.kinds}")
+
+
+# These change texts, and come before stages that look at the whole corpus.
+RewriteConfig = MaskPersonalDataConfig
 FilterConfig = (
-    LengthFilterConfig | LineFilterConfig | CharacterFilterConfig | RepetitionFilterConfig | MarkerFilterConfig
+    LengthFilterConfig
+    | LineFilterConfig
+    | CharacterFilterConfig
+    | RepetitionFilterConfig
+    | MarkerFilterConfig
+    | MaskPersonalDataConfig
 )

@@ -9,7 +9,7 @@ from slmjax.config.dedup import (
     ExactDedupConfig,
     NearDedupConfig,
 )
-from slmjax.config.filters import FilterConfig
+from slmjax.config.filters import FilterConfig, MaskPersonalDataConfig, RewriteConfig
 from slmjax.config.quality import GeneratedFilesSourceConfig, QualityFilterConfig, QualitySampleConfig
 
 
@@ -220,6 +220,24 @@ class PipelineConfig:
             f"generated text (sources {generated}) enters only through deduplication and a quality stage: stages needs "
             "ExactDedupConfig or NearDedupConfig, and QualityFilterConfig with a bound or QualitySampleConfig",
         )
+
+        self._check_rewrites()
+
+    def _check_rewrites(self):
+        """What changes texts comes before what looks at the whole corpus, and leaves conversations whole."""
+        rewrites = [i for i, stage in enumerate(self.stages) if isinstance(stage, RewriteConfig)]
+        others = [i for i, stage in enumerate(self.stages) if not isinstance(stage, FilterConfig)]
+        if rewrites and others:
+            last, first = (type(self.stages[i]).__name__ for i in (rewrites[-1], others[0]))
+            require(rewrites[-1] < others[0], self, f"{last} changes texts and must come before {first}")
+        for stage in self.stages:
+            fits = not self.conversations or not isinstance(stage, RewriteConfig)
+            name = type(stage).__name__
+            require(
+                fits or isinstance(stage, MaskPersonalDataConfig),
+                self,
+                f"{name} would tear conversations apart; remove it",
+            )
 
     @property
     def conversations(self) -> bool:

@@ -1,0 +1,213 @@
+"""The filters of a pipeline, together: a shard is read once, and what they want to know of its words is found once.
+
+The attributes of every filter are a task of their own, so that a filter that is added or changed costs itself only, and
+those after it where it changes texts.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines import files, stages, tasks
+from data_pipelines.documents import Shard, parquet_writer, read_batches
+from data_pipelines.engines import Engine
+from data_pipelines.measuring import measure_path
+from data_pipelines.progress import Step
+from data_pipelines.reading import shard_path
+from data_pipelines.stages.texts import Texts
+
+_TEXT = "text"  # the step, and directory in work, of the texts that filters changed
+_PART_BYTES = 512 << 10  # so much text and all that is found of it fit into a processor's cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardWork:
+    """What is to be done for one shard.
+
+    Attributes:
+      root: the pipeline's output directory.
+      shard: as it was read.
+      filters: all of them, in order, by name.
+      pending: the tasks that are not finished, one for the attributes of a filter or for the texts.
+    """
+
+    root: Path
+    shard: Shard
+    filters: tuple[tuple[str, stages.FilterConfig], ...]
+    pending: tuple[tasks.Task, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Filtered:
+    """What came of it.
+
+    Attributes:
+      attributes: the finished tasks of each filter, in the order of the shards.
+      shards: with the texts that the filters left.
+      hashes: sha256 of each of these by name.
+    """
+
+    attributes: dict[str, list[tasks.Done]]
+    shards: list[Shard]
+    hashes: dict[str, str]
+
+
+def measure(
+    engine: Engine,
+    step: Step,
+    root: Path,
+    filters: Mapping[str, stages.FilterConfig],
+    shards: Sequence[Shard],
+    hashes: Mapping[str, str],
+) -> Filtered:
+    """Writes the attributes of every filter for every shard, and the texts where a filter changes them."""
+    planned = {name: [_task(root, name, shard, hashes, filters) for shard in shards] for name in filters}
+    rewritten = any(isinstance(config, stages.RewriteConfig) for config in filters.values())
+    if rewritten:
+        planned[_TEXT] = [_task(root, _TEXT, shard, hashes, filters) for shard in shards]
+    for name, of_shards in planned.items():
+        files.remove_others(root / "work" / "markers" / name, {task.marker.name for task in of_shards})
+    done = {name: [tasks.load_finished(task) for task in of_shards] for name, of_shards in planned.items()}
+    works = []
+    for i, shard in enumerate(shards):
+        pending = tuple(planned[name][i] for name in planned if done[name][i] is None)
+        works.append(ShardWork(root=root, shard=shard, filters=tuple(filters.items()), pending=pending))
+        if not pending:
+            step.advance(tasks.Done(outputs={}, result={}, seconds=None))
+    busy = [i for i, work in enumerate(works) if work.pending]
+    for i, finished in zip(busy, engine.map(_filter_shard, [works[i] for i in busy]), strict=True):
+        for task, now in zip(works[i].pending, finished, strict=True):
+            done[task.step][i] = now
+        step.advance(tasks.Done(outputs={}, result={"bytes": shards[i].bytes}, seconds=0.0))
+    finished = {name: [task for task in of_shards if task is not None] for name, of_shards in done.items()}
+    if not rewritten:
+        return Filtered(attributes=finished, shards=list(shards), hashes=dict(hashes))
+    texts = finished.pop(_TEXT)
+    files.remove_others(root / "work" / _TEXT, {f"{shard.name}.parquet" for shard in shards})
+    return Filtered(
+        attributes=finished,
+        shards=[
+            dataclasses.replace(shard, directory=_TEXT, bytes=text.result["bytes"])
+            for shard, text in zip(shards, texts, strict=True)
+        ],
+        hashes={shard.name: next(iter(text.outputs.values())) for shard, text in zip(shards, texts, strict=True)},
+    )
+
+
+def rates(filtered: Filtered) -> str:
+    """MB/s on one core of each filter that measured something now."""
+    spelled = []
+    for name, done in filtered.attributes.items():
+        measured = [(task.result["bytes"], task.seconds) for task in done if task.seconds]
+        if measured:
+            num_bytes, seconds = map(sum, zip(*measured, strict=True))
+            spelled.append(f"{name} {num_bytes / seconds / 1e6:,.0f}")
+    return f"MB/s on a core: {', '.join(spelled)}" if spelled else ""
+
+
+def _task(
+    root: Path, step: str, shard: Shard, hashes: Mapping[str, str], filters: Mapping[str, stages.FilterConfig]
+) -> tasks.Task:
+    """The task of one filter, or of the texts, for one shard; it depends on the filters before that change texts."""
+    names = list(filters)
+    before = names if step == _TEXT else names[: names.index(step) + 1]
+    depends = [
+        (type(filters[name]).__name__, stages.measured_fields(filters[name]))
+        for name in before
+        if name == step or isinstance(filters[name], stages.RewriteConfig)
+    ]
+    return tasks.Task(root=root, step=step, name=shard.name, fingerprint=tasks.fingerprint(depends, hashes[shard.name]))
+
+
+def _filter_shard(work: ShardWork) -> list[tasks.Done]:
+    """Does the tasks of one shard, and returns them in order."""
+    pending = {task.step for task in work.pending}
+    outputs = {step: _path(work, step) for step in pending}
+    seconds: dict[str, float] = defaultdict(float)
+    num_bytes: dict[str, int] = defaultdict(int)
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for batch in read_batches(shard_path(work.root, work.shard)):
+            for step, table in _filter_batch(work.filters, batch, pending, seconds).items():
+                started = time.monotonic()
+                if step not in writers:
+                    writers[step] = stack.enter_context(parquet_writer(outputs[step], table.schema))
+                writers[step].write_batch(table)
+                num_bytes[step] += sum(table.column("bytes").to_pylist()) if step == _TEXT else batch.num_rows
+                seconds[step] += time.monotonic() - started
+    done = []
+    for task in work.pending:
+        size = num_bytes[_TEXT] if task.step == _TEXT else work.shard.bytes
+        started = time.monotonic() - seconds[task.step]
+        done.append(tasks.finish(task, [outputs[task.step]], {"bytes": size}, started=started))
+    return done
+
+
+def _path(work: ShardWork, step: str) -> Path:
+    if step == _TEXT:
+        return shard_path(work.root, dataclasses.replace(work.shard, directory=_TEXT))
+    return measure_path(work.root, step, work.shard)
+
+
+def _filter_batch(
+    filters: Sequence[tuple[str, stages.FilterConfig]],
+    batch: pa.RecordBatch,
+    pending: set[str],
+    seconds: dict[str, float],
+) -> dict[str, pa.RecordBatch]:
+    """Attributes, and texts, of one batch of documents by step; adds the time of each to `seconds`."""
+    tables: dict[str, list[pa.RecordBatch]] = defaultdict(list)
+    for part in _parts(batch):
+        texts = Texts(part.column("text"))
+        rewrites = []
+        for name, config in filters:
+            started = time.monotonic()
+            attributes: dict[str, Any] | None = None
+            if isinstance(config, stages.RewriteConfig):
+                texts, attributes = stages.rewrite(config, texts)
+                rewrites.append(config)
+            elif name in pending:
+                attributes = stages.attributes(config, texts)
+            if name in pending:
+                tables[name].append(pa.record_batch({"id": part.column("id"), **(attributes or {})}))
+            seconds[name] += time.monotonic() - started
+        if _TEXT in pending:
+            tables[_TEXT].append(_with_texts(part, texts, rewrites))
+    return {name: pa.concat_batches(parts) for name, parts in tables.items()}
+
+
+def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices of about `_PART_BYTES` of text, of at least one document each."""
+    ends = batch.column("bytes").to_numpy().cumsum()
+    first = 0
+    while first < len(batch):
+        begin = ends[first - 1] if first else 0
+        last = max(int(ends.searchsorted(begin + _PART_BYTES, side="right")), first + 1)
+        yield batch.slice(first, last - first)
+        first = last
+
+
+def _with_texts(batch: pa.RecordBatch, texts: Texts, rewrites: Sequence[stages.RewriteConfig]) -> pa.RecordBatch:
+    """The documents with other texts; of conversations every message is changed by itself."""
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    if "messages" in columns:
+        conversations = columns["messages"].to_pylist()
+        changed = Texts.of([message["content"] for messages in conversations for message in messages])
+        for config in rewrites:
+            changed, _ = stages.rewrite(config, changed)
+        contents = iter(changed.strings)
+        for message in itertools.chain.from_iterable(conversations):
+            message["content"] = next(contents)
+        columns["messages"] = pa.array(conversations, columns["messages"].type)
+        texts = Texts.of(["\n\n".join(message["content"] for message in messages) for messages in conversations])
+    columns["text"] = texts.array
+    columns["bytes"] = pa.array(texts.ends - texts.starts)
+    return pa.record_batch(list(columns.values()), schema=batch.schema)

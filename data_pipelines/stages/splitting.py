@@ -1,0 +1,123 @@
+"""Words: three ways to split texts into them."""
+
+import functools
+from typing import TYPE_CHECKING, assert_never
+
+import numpy as np
+
+from data_pipelines.stages import alphabet, english
+from data_pipelines.stages.ranges import Ranges, group
+from slmjax.config.filters import Splitter
+
+if TYPE_CHECKING:
+    from data_pipelines.stages.texts import Texts
+
+_APOSTROPHES = (0x27, 0x2019)
+_MAX_CACHED = 1 << 19
+
+
+def words(texts: "Texts", splitter: Splitter) -> Ranges:
+    """The words of all texts."""
+    match splitter:
+        case "whitespace":
+            return whitespace(texts)
+        case "unicode":
+            return unicode(texts)
+        case "datatrove":
+            return datatrove(texts)
+        case _:
+            assert_never(splitter)
+
+
+def whitespace(texts: "Texts") -> Ranges:
+    """What stands between white space, as str.split finds it."""
+    space = (texts.kinds & alphabet.SPACE) != 0
+    edges = np.flatnonzero(space[1:] != space[:-1]) + 1
+    if not space[0]:
+        edges = np.append(0, edges)
+    return Ranges(texts, edges[0::2], edges[1::2])
+
+
+def unicode(texts: "Texts") -> Ranges:
+    """Letters, marks, digits and underscores in a row; an apostrophe between two letters joins them.
+
+    In scripts without spaces every character is a word.
+    """
+    kinds = texts.kinds
+    word = (kinds & alphabet.WORD) != 0
+    letter = (kinds & alphabet.LETTER) != 0
+    positions = np.flatnonzero(texts.data[1:-1] == _APOSTROPHES[0]) + 1
+    joins = positions[letter[positions - 1] & letter[positions + 1]]
+    word[joins] = True
+    if texts.beyond is None:
+        edges = np.flatnonzero(word[1:] != word[:-1]) + 1
+        if word[0]:
+            edges = np.append(0, edges)
+        return Ranges(texts, edges[0::2], edges[1::2])
+    positions = texts.beyond.positions[texts.beyond.points == _APOSTROPHES[1]]
+    positions = positions[positions > 0]
+    joins = positions[letter[positions - 1] & letter[positions + 3]]
+    for i in range(3):
+        word[joins + i] = True
+    alone = (kinds & alphabet.IDEOGRAPH) != 0
+    cut = (alone[1:] & ((kinds[1:] & alphabet.CONTINUES) == 0)) | (alone[:-1] & ~alone[1:])
+    starts = np.flatnonzero(word & np.append(True, ~word[:-1] | cut))
+    ends = np.flatnonzero(word[:-1] & (~word[1:] | cut)) + 1
+    return Ranges(texts, starts, ends)
+
+
+def datatrove(texts: "Texts") -> Ranges:
+    """The English words that datatrove counts, punctuation among them; see `english`.
+
+    Each different string between white space is cut once, and remembered for the batches that follow.
+    """
+    chunks = texts.words("whitespace")
+    order, runs = group(chunks.hashes)
+    sizes = np.diff(np.append(runs, len(order)))
+    kind = np.empty(len(chunks), np.int64)  # which different string each is
+    kind[order] = np.repeat(np.arange(len(runs)), sizes)
+    cache = _cuts()
+    if len(cache) > _MAX_CACHED:
+        cache.clear()
+    samples = order[runs]
+    hashes = chunks.hashes[samples].tolist()
+    missing = np.array([i for i, key in enumerate(hashes) if key not in cache], np.int64)
+    split = _rules().split
+    for i, chunk in zip(missing.tolist(), chunks.strings(samples[missing]), strict=True):
+        pieces = split(chunk)
+        cache[hashes[i]] = _offsets(pieces) if len(pieces) > 1 else _WHOLE
+    offsets = [cache[key] for key in hashes]
+    counts = np.fromiter(map(len, offsets), np.int64, len(offsets))
+    flat = np.fromiter((start for starts in offsets for start in starts), np.int64, int(counts.sum()))
+    # Every string between white space becomes as many words as its kind has offsets.
+    first = np.cumsum(counts) - counts
+    repeats = counts[kind]
+    ends = np.cumsum(repeats)
+    within = np.arange(int(repeats.sum())) - np.repeat(ends - repeats, repeats)
+    starts = np.repeat(chunks.starts, repeats) + flat[np.repeat(first[kind], repeats) + within]
+    stops = np.append(starts[1:], 0)
+    stops[ends - 1] = chunks.ends
+    return Ranges(texts, starts, stops)
+
+
+_WHOLE = (0,)
+
+
+def _offsets(pieces: list[str]) -> tuple[int, ...]:
+    """Where each piece starts, in bytes."""
+    starts, position = [], 0
+    for piece in pieces:
+        starts.append(position)
+        position += len(piece.encode())
+    return tuple(starts)
+
+
+@functools.cache
+def _rules() -> english.Rules:
+    return english.Rules()
+
+
+@functools.cache
+def _cuts() -> dict[int, tuple[int, ...]]:
+    """By the hash of a string without white space, where its words start."""
+    return {}
