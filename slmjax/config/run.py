@@ -114,7 +114,7 @@ class ExecutionConfig:
 
     layers: Literal["scan", "unroll"] = "scan"
     remat: Literal["none", "full", "dots", "attention"] = "none"
-    attention: Literal["auto", "reference", "chunked", "cudnn"] = "auto"
+    attention: Literal["auto", "reference", "chunked", "hopper", "cudnn"] = "auto"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     loss_chunk_tokens: int = 4096
     microbatches: int = 1

@@ -1,4 +1,4 @@
-"""Compiling for an accelerator that is not there, with its real compiler.
+"""Which accelerator there is; compiling for one that is not there, with its real compiler.
 
 For Hopper this needs the packages of the extra `compile` (jax's CUDA plugin and NVIDIA's assembler, no driver), for
 TPU the package libtpu. What compiles is proved to fit the device; how it computes and how fast is not.
@@ -36,6 +36,12 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 10 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+
+
+@functools.cache
+def on_hopper() -> bool:
+    """Whether programs run on a GPU with Hopper's instructions (sm_90a), which later GPUs do not have."""
+    return jax.default_backend() == "gpu" and jax.devices()[0].compute_capability == "9.0"
 
 
 @functools.cache

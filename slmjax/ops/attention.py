@@ -2,14 +2,15 @@
 
   reference  every score at once; the definition.
   chunked    flash attention in plain XLA: any mask, any platform, memory linear in length.
+  hopper     our fused kernels for H100 and H200: any mask, tiles skipped in both directions.
   cudnn      NVIDIA's fused kernels through `jax.nn`; only where they compute exactly what the mask says.
 
 To add an implementation: write it with the reference's signature, reading the mask by `ops.mask.ranges` and
 `kernels.tiles`; say in a `why_not_...` what it cannot do; add its name to `Implementation` and to
 `ExecutionConfig.attention`, its line to `choose_implementation` and its case to `attention`. For remat = "attention" it
-names what its backward pass needs "attention_out" and "attention_lse", as chunked alone does: of the others that policy
-saves nothing. It gets arrays whose sharding XLA decides; a kernel that XLA cannot partition, such as one in Pallas,
-also needs a shard_map over the run's mesh, which this module does not know yet.
+names what its backward pass needs "attention_out" and "attention_lse"; of reference and cudnn that policy saves nothing.
+It gets arrays whose sharding XLA decides; a kernel that XLA cannot partition, such as one in Pallas, goes through
+`ops.partition`.
 """
 
 import functools
@@ -19,13 +20,16 @@ from typing import Literal, assert_never
 import jax
 import jax.numpy as jnp
 
+from slmjax.kernels import targets
 from slmjax.ops.attention_chunked import attention_chunked
 from slmjax.ops.attention_reference import attention_reference
-from slmjax.ops.mask import AttentionMask
+from slmjax.ops.mask import AttentionMask, ranges, static_ranges
+from slmjax.ops.partition import over_batch
 
-__all__ = ["AttentionMask", "attention", "choose_implementation", "why_not_cudnn"]
+__all__ = ["AttentionMask", "attention", "choose_implementation", "why_not_cudnn", "why_not_hopper"]
 
-Implementation = Literal["reference", "chunked", "cudnn"]
+Implementation = Literal["reference", "chunked", "hopper", "cudnn"]
+Platform = Literal["cpu", "gpu", "hopper", "tpu"]
 
 _logger = logging.getLogger("slmjax.attention")
 
@@ -54,13 +58,23 @@ def attention(
     _check(q_BTNH, k_BSKH, v_BSKH, mask, sinks_N)
     if implementation == "auto":
         implementation = choose_implementation(
-            q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks_N is not None, platform=jax.default_backend()
+            q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks_N is not None, scale=scale, platform=_platform()
         )
     match implementation:
         case "reference":
             return attention_reference(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, sinks_N=sinks_N)
         case "chunked":
             return attention_chunked(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, sinks_N=sinks_N)
+        case "hopper":
+            reason = why_not_hopper(q_BTNH, scale=scale)
+            if reason is not None:
+                raise ValueError(f"attention implementation 'hopper' {reason}; use 'chunked' or 'auto'")
+            from slmjax.kernels.hopper.attention import (
+                hopper_attention,
+            )  # Pallas is slow to import, and of use here only
+
+            fused = functools.partial(hopper_attention, scale=scale, softcap=softcap)
+            return _over_batch(fused, q_BTNH, k_BSKH, v_BSKH, mask, sinks_N)
         case "cudnn":
             reason = why_not_cudnn(q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks_N is not None)
             if reason is not None:
@@ -79,22 +93,65 @@ def attention(
 
 
 def choose_implementation(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, mask: AttentionMask, *, softcap: float | None, sinks: bool, platform: str
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    mask: AttentionMask,
+    *,
+    softcap: float | None,
+    sinks: bool,
+    scale: float,
+    platform: Platform,
 ) -> Implementation:
-    """Returns the implementation that "auto" means on `platform` ("cpu", "gpu", "tpu"), and logs it once."""
+    """Returns the implementation that "auto" means on `platform`, and logs it once."""
     T, S = q_BTNH.shape[1], k_BSKH.shape[1]
     # One query at a time, as in decoding, is linear in S anyway. On a CPU the chunked form is level at T = 64, 2 to 3
     # times faster at 128 and 4 to 7 times at 512 (forward + backward, float32).
     if T == 1 or T * S <= 64 * 64:
         return _log_once("reference", platform, "there are few scores")
-    if platform == "gpu":
+    why_not = []
+    if platform == "hopper":
+        reason = why_not_hopper(q_BTNH, scale=scale)
+        if reason is None:
+            return _log_once("hopper", platform, "the fastest for every mask")
+        why_not.append(f"hopper {reason}")
+    if platform in ("gpu", "hopper"):
         reason = why_not_cudnn(q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks)
-        return (
-            _log_once("cudnn", platform, "exact here")
-            if reason is None
-            else _log_once("chunked", platform, f"cudnn {reason}")
-        )
-    return _log_once("chunked", platform, "the fastest for every mask")
+        if reason is None:
+            return _log_once("cudnn", platform, "; ".join([*why_not, "exact here"]))
+        why_not.append(f"cudnn {reason}")
+    return _log_once("chunked", platform, "; ".join(why_not) or "the fastest for every mask")
+
+
+def _platform() -> Platform:
+    backend = jax.default_backend()
+    if backend == "gpu":
+        return "hopper" if targets.on_hopper() else "gpu"
+    return "tpu" if backend == "tpu" else "cpu"
+
+
+def why_not_hopper(q_BTNH: jax.Array, *, scale: float) -> str | None:
+    """Returns why our kernels for Hopper cannot compute this attention, or None if they can."""
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"needs bfloat16 or float16, got {q_BTNH.dtype}"
+    if q_BTNH.shape[-1] > 128:
+        return f"needs a head_dim of at most 128, got {q_BTNH.shape[-1]}"
+    if scale <= 0:
+        return f"needs a scale over zero, got {scale}"
+    return None
+
+
+def _over_batch(fused, q_BTNH, k_BSKH, v_BSKH, mask, sinks_N):
+    """Runs a kernel of ours, which takes ranges, on each device's own rows."""
+    B, T = q_BTNH.shape[:2]
+    S = k_BSKH.shape[1]
+    if mask.q_documents_BT is None and mask.q_index_BT is None:
+        k_start_T, k_end_T = static_ranges(mask, T, S)
+
+        def same_for_all(q_BTNH, k_BSKH, v_BSKH, sinks_N):
+            return fused(q_BTNH, k_BSKH, v_BSKH, k_start_T[None], k_end_T[None], sinks_N)
+
+        return over_batch(same_for_all, (q_BTNH, k_BSKH, v_BSKH), (sinks_N,))
+    return over_batch(fused, (q_BTNH, k_BSKH, v_BSKH, *ranges(mask, B, T, S)), (sinks_N,))
 
 
 def why_not_cudnn(

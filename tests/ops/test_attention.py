@@ -225,7 +225,7 @@ def test_auto_agrees_with_the_reference_and_logs_each_choice_once(caplog):
 
 def test_cudnn_is_chosen_only_where_it_is_exact():
     q_BTNH, k_BSKH, *_ = inputs(t=80, s=80, dtype=jnp.bfloat16)
-    choose = functools.partial(choose_implementation, softcap=None, sinks=False, platform="gpu")
+    choose = functools.partial(choose_implementation, softcap=None, sinks=False, scale=1.0, platform="gpu")
     assert choose(q_BTNH, k_BSKH, AttentionMask()) == "cudnn"
     assert choose(q_BTNH, k_BSKH, AttentionMask(window=9)) == "cudnn"
     assert choose(q_BTNH, k_BSKH, AttentionMask(causal=False)) == "cudnn"
@@ -246,6 +246,22 @@ def test_cudnn_is_chosen_only_where_it_is_exact():
     assert "as many queries" in why_not_cudnn(q_BTNH[:, :7], k_BSKH, AttentionMask(), softcap=None, sinks=False)
     with pytest.raises(ValueError, match="'cudnn' has no softcap; use 'chunked' or 'auto'"):
         attention(q_BTNH, k_BSKH, k_BSKH, AttentionMask(), scale=1.0, softcap=30.0, implementation="cudnn")
+
+
+def test_hopper_is_chosen_where_it_is_built():
+    q_BTNH, k_BSKH, *_ = inputs(t=80, s=80, dtype=jnp.bfloat16)
+    documents_BT = jnp.ones((B, 80), jnp.int32)
+    documents = AttentionMask(q_documents_BT=documents_BT, k_documents_BS=documents_BT)
+    choose = functools.partial(choose_implementation, softcap=None, sinks=True, platform="hopper")
+    assert choose(q_BTNH, k_BSKH, documents, scale=1.0) == "hopper"
+    assert choose(q_BTNH, k_BSKH, documents, scale=-1.0) == "chunked"
+    assert choose(q_BTNH.astype(jnp.float32), k_BSKH, documents, scale=1.0) == "chunked"
+    assert choose(jnp.zeros((B, 80, 4, 512), jnp.bfloat16), k_BSKH, documents, scale=1.0) == "chunked"
+    assert choose(q_BTNH[:, :1], k_BSKH, AttentionMask(), scale=1.0) == "reference"
+    with pytest.raises(ValueError, match="'hopper' needs bfloat16 or float16, got float32; use 'chunked' or 'auto'"):
+        attention(
+            *(x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, k_BSKH)), documents, scale=1.0, implementation="hopper"
+        )
 
 
 @pytest.mark.gpu
