@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_pipelines import tasks
 from data_pipelines.documents import CONVERSATION_SCHEMA, TEXT_SCHEMA, Shard, parquet_writer, read_batches
 from data_pipelines.reading import shard_path
-from data_pipelines.verdicts import Edits, Verdicts, edited
+from data_pipelines.verdicts import Cuts, Verdicts
 from slmjax.config import SplitConfig
 
 _DECISIONS = pa.schema(
@@ -56,7 +56,7 @@ def select_shard(task: SelectTask) -> tasks.Done:
             originals = pa.array(verdicts.duplicate_of[rows], pa.string())
             sides = pa.array([is_held_out(task.split, key) for key in batch.column("key").to_pylist()], pa.bool_())
             decisions.write_batch(pa.record_batch([batch.column("id"), reasons, originals, sides], schema=_DECISIONS))
-            batch = _edited(batch, verdicts.edits, start)
+            batch = _without(batch, verdicts.cuts, start)
             start += len(batch)
             chosen = pa.record_batch([*batch.columns, sides], schema=schema).filter(reasons.is_null())
             if len(chosen):
@@ -67,17 +67,17 @@ def select_shard(task: SelectTask) -> tasks.Done:
     return tasks.finish(task, outputs, {**counts, "bytes": task.shard.bytes}, started=started)
 
 
-def _edited(batch: pa.RecordBatch, edits: Edits, start: int) -> pa.RecordBatch:
-    """The documents with the changes of their texts made; `start` is the row in the shard of the first."""
-    rows = np.unique(edits.rows[slice(*np.searchsorted(edits.rows, [start, start + len(batch)]))]).tolist()
+def _without(batch: pa.RecordBatch, cuts: Cuts, start: int) -> pa.RecordBatch:
+    """What is left of the documents after the cuts; `start` is the row in the shard of the first."""
+    rows = np.unique(cuts.rows[slice(*np.searchsorted(cuts.rows, [start, start + len(batch)]))]).tolist()
     if not rows:
         return batch
     texts = batch.column("text").to_pylist()
     for row in rows:
-        texts[row - start] = edited(texts[row - start], edits.of(row))
+        texts[row - start] = cuts.apply(row, texts[row - start])
     sizes = pa.array([len(text.encode()) for text in texts], pa.int64())
-    changed = batch.set_column(batch.schema.get_field_index("text"), "text", pa.array(texts, pa.string()))
-    return changed.set_column(batch.schema.get_field_index("bytes"), "bytes", sizes)
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    return pa.record_batch({**columns, "text": pa.array(texts, pa.string()), "bytes": sizes}, schema=batch.schema)
 
 
 def of_side(batch: pa.RecordBatch, *, held_out: bool) -> pa.RecordBatch:

@@ -88,7 +88,7 @@ def write_verdicts(task: PhaseTask) -> tasks.Done:
     originals[rows] = np.where(best != np.arange(len(rows)), ids[rows[best]], None)
     lost = read_losses(task)
     for i in np.flatnonzero(np.isin(rows[best], list(lost))):  # and with the best of a part all others
-        originals[rows[i]] = lost[rows[best[i]]]
+        originals[rows[i]] = lost[int(rows[best[i]])]
     rules = np.array(["" if original is None else "duplicate" for original in originals], object)
     verdicts = Verdicts.load(task.root, task.previous, task.part.shard).after(task.stage_name, rules, originals)
     return finish_verdicts(task, task.stage_name, task.part.shard, verdicts, started=started)
