@@ -88,6 +88,27 @@ def mix(
 
 
 @data_app.command()
+def score(
+    files: Files,
+    documents: Annotated[
+        Path, typer.Option(help="Directory of parquet files with id and text: a pipeline's documents/.")
+    ],
+    output: Annotated[Path, typer.Option(help="Directory for the scores, which ScoreFilesConfig reads.")],
+    overrides: Overrides = [],  # noqa: B006
+    step: Step = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows at one time; the evaluation's if not given.")] = None,
+) -> None:
+    """Score documents by their likelihood under a trained run (RunConfig): loss a token, bits per byte."""
+    loaded = _load_run(files, overrides)
+    _start_jax()
+    from data_pipelines.quality.score_files import score_files
+    from slmjax.evaluate.documents import DocumentScorer
+
+    scorer = DocumentScorer(loaded.config, step=step, batch_size=batch_size)
+    score_files(documents, output, scorer.score, identity=scorer.identity)
+
+
+@data_app.command()
 def train_quality(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
     """Train a model that gives documents a score (QualityTrainingConfig)."""
     from data_pipelines.quality.training import train

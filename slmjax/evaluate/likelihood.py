@@ -126,34 +126,40 @@ def evaluate_all(
 @functools.lru_cache(maxsize=8)
 def _compiled(config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None) -> Callable:
     """One program for all sets and all evaluations of a run."""
-    pin = (lambda x, logical_axes: x) if mesh is None else constrain(mesh)
 
     def sums_of_rows(params: model.Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        output = model.apply(
-            params,
-            config,
-            batch.tokens,
-            documents_BT=batch.documents,
-            positions_BT=batch.positions,
-            execution=execution,
-            constrain=pin,
-        )
-        nll_BT = token_losses(
-            output.hidden_BTD,
-            model.table(params),
-            batch.targets,
-            logit_scale=config.logit_scale,
-            logit_softcap=config.logit_softcap,
-            chunk_tokens=execution.loss_chunk_tokens,
-        )
-        # where, not a product: whatever a position that is not scored gives, it must not count.
-        nll_BT = jnp.where(batch.weights > 0, batch.weights * nll_BT, 0.0)
+        nll_BT = token_nll(params, batch, config=config, execution=execution, mesh=mesh)
         return jnp.sum(nll_BT, axis=1), jnp.sum(batch.weights, axis=1)
 
     if mesh is None:
         return jax.jit(sums_of_rows)
     # Every process reads the sums of all rows.
     return jax.jit(on_mesh(mesh, sums_of_rows), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def token_nll(
+    params: model.Params, batch: Batch, *, config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None
+) -> jax.Array:
+    """Returns the negative log-likelihood of every target times its weight, nats, float32 (B, T)."""
+    output = model.apply(
+        params,
+        config,
+        batch.tokens,
+        documents_BT=batch.documents,
+        positions_BT=batch.positions,
+        execution=execution,
+        constrain=(lambda x, logical_axes: x) if mesh is None else constrain(mesh),
+    )
+    nll_BT = token_losses(
+        output.hidden_BTD,
+        model.table(params),
+        batch.targets,
+        logit_scale=config.logit_scale,
+        logit_softcap=config.logit_softcap,
+        chunk_tokens=execution.loss_chunk_tokens,
+    )
+    # where, not a product: whatever a position that is not scored gives, it must not count.
+    return jnp.where(batch.weights > 0, batch.weights * nll_BT, 0.0)
 
 
 def _add_rows(sums: tuple[jax.Array, jax.Array]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Samples of a trained run: printed, and kept in <output_dir>/samples.jsonl."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from slmjax.data.conversations import render_prompt
 from slmjax.data.tokenizer import END
 from slmjax.generate.decode import Generator
 from slmjax.generate.text import printable
-from slmjax.train.restore import LoadedRun, load_run
+from slmjax.train.restore import LoadedRun, load_run, params_sha256
 
 
 def sample(
@@ -37,7 +38,7 @@ def sample(
       console: where to print.
 
     Returns:
-      The records written: prompt, completion, how it was drawn, checkpoint_step.
+      The records written: prompt, completion, how it was drawn, prompt_id, checkpoint_step, checkpoint_sha256.
 
     Raises:
       ValueError: the run has no checkpoint, or a prompt is too long.
@@ -53,12 +54,15 @@ def sample(
     completions = generator.generate(
         ids, config=generation, key=jax.random.key(seed), stop_ids=stop_ids(loaded, instruct=instruct)
     )
+    checkpoint = params_sha256(loaded.params)
     records = [
         {
             "prompt": prompt,
             "completion": tokenizer.decode(completion),
             "instruct": instruct,
+            "prompt_id": hashlib.sha256(prompt.encode()).hexdigest()[:16],
             "checkpoint_step": loaded.step,
+            "checkpoint_sha256": checkpoint,
             "temperature": generation.temperature,
             "top_k": generation.top_k,
             "top_p": generation.top_p,

@@ -1,5 +1,7 @@
 """A trained run, ready to be used: parameters and tokenizer."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ from slmjax import model
 from slmjax.config import ModelConfig, RunConfig
 from slmjax.data.tokenizer import Tokenizer
 from slmjax.parallel.rules import tree_shardings
-from slmjax.train.checkpoint import Restored, restore_params
+from slmjax.train.checkpoint import Restored, checksum, restore_params
 
 
 class LoadedRun(NamedTuple):
@@ -35,6 +37,19 @@ def require_tokenizer(restored: Restored, tokenizer: Tokenizer, run_dir: str) ->
             f"the checkpoint of step {restored.step} in {run_dir} was trained with the tokenizer {saved[:12]}, but "
             f"InputConfig.tokenizer is now {tokenizer.sha256[:12]}; make the old one again, or train anew"
         )
+
+
+def params_sha256(params: model.Params) -> str:
+    """Returns a digest of parameters, of the name and the checksum of each; the same however they are sharded."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    sums = jax.device_get(
+        jax.jit(lambda tree: jax.tree.map(checksum, tree))(leaves)
+    )  # one program, as in checkpoint.py
+    content = json.dumps({name: int(each) for name, each in sorted(sums.items())})
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def load_run(run_config: RunConfig, *, step: int | None = None, mesh: Mesh | None = None) -> LoadedRun:

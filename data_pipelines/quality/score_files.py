@@ -1,0 +1,73 @@
+"""Files of scores beside files of documents: what a model that needs an accelerator says of every document."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from data_pipelines import files, tasks
+from data_pipelines.documents import parquet_writer, read_batches
+from data_pipelines.engines.local import LocalEngine
+from data_pipelines.progress import Reporter
+from slmjax.data.exclusive import only_user
+
+
+def score_files(
+    documents: Path,
+    output: Path,
+    score: Callable[[list[str]], dict[str, np.ndarray]],
+    *,
+    identity: str,
+    console: Console | None = None,
+) -> None:
+    """Writes <output>/<shard>.parquet, with an id and the scores of every document, for each file of `documents`.
+
+    Files that were finished by an earlier call with the same documents and the same `identity` are left as they are.
+
+    Args:
+      documents: directory of parquet files with the columns id and text, such as documents/ of a pipeline's output.
+      output: directory to write to, not the same.
+      score: from texts to columns, a number for each text.
+      identity: of everything that the scores depend on besides the texts.
+      console: where to print.
+
+    Raises:
+      ValueError: there are no such files, or another process writes there.
+    """
+    found = sorted(documents.glob("*.parquet"))
+    if not found:
+        raise ValueError(f"{documents} has no parquet files; give the documents/ of a pipeline's output_dir")
+    if output.resolve() == documents.resolve():
+        raise ValueError(f"the scores of {documents} need a directory of their own")
+    for path in found:
+        missing = {"id", "text"} - set(pq.read_schema(path).names)
+        if missing:
+            raise ValueError(f"{path} has no column {' and no '.join(sorted(missing))}; it holds no documents")
+
+    def score_file(task: tasks.Task) -> tasks.Done:
+        started = time.monotonic()
+        path, num_bytes = output / f"{task.name}.parquet", 0
+        schema = pa.record_batch({"id": pa.array([], pa.string()), **score([])}).schema
+        with parquet_writer(path, schema) as writer:
+            for batch in read_batches(documents / path.name, ["id", "text"]):
+                scores = score(batch.column("text").to_pylist())
+                writer.write_batch(pa.record_batch({"id": batch.column("id"), **scores}, schema=schema))
+                num_bytes += batch.column("text").nbytes
+        return tasks.finish(task, [path], {"bytes": num_bytes}, started=started)
+
+    with only_user(output):
+        planned = [
+            tasks.Task(
+                root=output,
+                step="score",
+                name=path.stem,
+                fingerprint=tasks.fingerprint(identity, files.sha256(path)),
+            )
+            for path in found
+        ]
+        with Reporter(console or Console(), output / "timings.json").step("score", len(planned)) as step:
+            tasks.run_tasks(LocalEngine(1), score_file, planned, advance=step.advance)
