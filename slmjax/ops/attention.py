@@ -8,8 +8,8 @@
 To add an implementation: write it with the reference's signature, reading the mask by `ops.mask.ranges` and
 `kernels.tiles`; say in a `why_not_...` what it cannot do; add its name to `Implementation` and to
 `ExecutionConfig.attention`, its line to `choose_implementation` and its case to `attention`. For remat = "attention" it
-names what its backward pass needs "attention_out" and "attention_lse"; of reference and cudnn that policy saves nothing.
-It gets arrays whose sharding XLA decides; a kernel that XLA cannot partition, such as one in Pallas, goes through
+names what its backward needs "attention_out" and "attention_lse"; of reference and cudnn that policy saves nothing.
+Its arrays have shardings that XLA decides; a kernel that XLA cannot partition, such as one in Pallas, goes through
 `ops.partition`.
 """
 
