@@ -97,7 +97,7 @@ def prepare(run, variant: dict, documents: int | None) -> Prepared:
     import jax
 
     from slmjax import model
-    from slmjax.parallel.mesh import make_mesh
+    from slmjax.parallel.mesh import make_mesh, on_mesh
     from slmjax.parallel.rules import constrain, host_batch_to_global
     from slmjax.train.state import abstract_state, build_optimizer, init_state
     from slmjax.train.step import make_train_step
@@ -109,7 +109,9 @@ def prepare(run, variant: dict, documents: int | None) -> Prepared:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     state = jax.jit(lambda: init_state(run, optimizer), out_shardings=shardings)()
     step = jax.jit(
-        make_train_step(run, optimizer, schedule, constrain(mesh)), donate_argnums=0, out_shardings=(shardings, None)
+        on_mesh(mesh, make_train_step(run, optimizer, schedule, constrain(mesh))),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
     )
     host_batch = make_batch(run.model.vocab_size, variant["batch"], variant["length"], documents=documents)
     batch = host_batch_to_global(host_batch, mesh)

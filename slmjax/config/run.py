@@ -108,7 +108,9 @@ class ExecutionConfig:
         "attention" whole layers but the attention's output and log-sum-exp.
       attention: implementation, or "auto" to choose by platform and mask.
       compute_dtype: of activations and of the weights as used; master weights are always float32.
-      loss_chunk_tokens: tokens whose logits exist at one time; 0 is the whole batch in one piece.
+      loss_chunk_tokens: tokens of a device whose logits exist at one time; 0 is its whole batch in one piece.
+      logits_dtype: what the training loss rounds logits to before the softmax; "bfloat16" (as under PyTorch's autocast)
+        moves half the bytes. Statistics are float32 in any case, and so are the logits of an evaluation.
       microbatches: pieces a batch is split into, gradients summed in float32.
     """
 
@@ -117,6 +119,7 @@ class ExecutionConfig:
     attention: Literal["auto", "reference", "chunked", "hopper", "cudnn"] = "auto"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     loss_chunk_tokens: int = 4096
+    logits_dtype: Literal["float32", "bfloat16"] = "float32"
     microbatches: int = 1
 
     def __post_init__(self):

@@ -1,7 +1,8 @@
 """Output projection and cross-entropy in one, so that the logits of a whole batch never exist.
 
-Tokens are taken in chunks along T, all rows at a time, so that a batch sharded over rows stays so. The gradient of a
-chunk's logits is formed while they are at hand, in the forward pass: three matrix products a chunk, none recomputed.
+Tokens are taken in chunks along T, all rows of a device at a time; each device sums over its own rows, and the gradient
+of the table is summed over devices once. The gradient of a chunk's logits is formed while they are at hand, in the
+forward pass: three matrix products a chunk, none recomputed. On a GPU the logits are written once and read twice.
 
 On two CPU cores, 8192 tokens, D 256, V 4096, float32, value and gradients: 0.23 s in chunks of 256 to 1024 tokens, as
 long as the three products alone; 0.29 s in chunks of 4096, 0.33 s whole (larger chunks leave the cache); the reference
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from slmjax.ops.partition import over_batch
 
 
 class LossSums(NamedTuple):
@@ -36,6 +39,7 @@ class _Options(NamedTuple):
     logit_softcap: float | None
     z_loss: float
     chunk_tokens: int
+    logits_dtype: jnp.dtype
 
 
 def linear_cross_entropy(
@@ -48,6 +52,7 @@ def linear_cross_entropy(
     logit_softcap: float | None = None,
     z_loss: float = 0.0,
     chunk_tokens: int = 4096,
+    logits_dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> LossSums:
     """Returns the loss of logits = softcap(logit_scale * hidden @ table.T) against the targets.
 
@@ -62,10 +67,17 @@ def linear_cross_entropy(
       logit_scale: factor of the logits.
       logit_softcap: c in c * tanh(logits / c), or None.
       z_loss: factor of the z term.
-      chunk_tokens: tokens whose logits exist at one time, rounded down to whole columns of the batch; 0 is all.
+      chunk_tokens: tokens of a device whose logits exist at one time, rounded down to whole columns; 0 is all.
+      logits_dtype: what logits are rounded to between the matrix products and the softmax.
     """
-    options = _Options(logit_scale, logit_softcap, z_loss, chunk_tokens)
-    return _loss_sums(options, hidden_BTD, table_VD, targets_BT, weights_BT)
+    options = _Options(logit_scale, logit_softcap, z_loss, chunk_tokens, jnp.dtype(logits_dtype))
+
+    def own_rows(hidden_BTD, targets_BT, weights_BT, table_VD):
+        return jax.tree.map(
+            lambda total: total[None], _loss_sums(options, hidden_BTD, table_VD, targets_BT, weights_BT)
+        )
+
+    return jax.tree.map(jnp.sum, over_batch(own_rows, (hidden_BTD, targets_BT, weights_BT), (table_VD,)))
 
 
 def linear_cross_entropy_reference(
@@ -101,7 +113,7 @@ def token_losses(
     chunk_tokens: int = 4096,
 ) -> jax.Array:
     """Returns the negative log-likelihood of each target in nats, float32 (B, T), for evaluation."""
-    options = _Options(logit_scale, logit_softcap, 0.0, chunk_tokens)
+    options = _Options(logit_scale, logit_softcap, 0.0, chunk_tokens, jnp.dtype(jnp.float32))
     table_VD = table_VD.astype(hidden_BTD.dtype)
 
     def chunk(_, piece):
@@ -166,16 +178,32 @@ _loss_sums.defvjp(_forward, _backward)
 
 def _chunk_statistics(options: _Options, hidden_BtD, table_VD, targets_Bt):
     """Returns logsumexp, the target's logit, the logits and the softcap's slope (None without one) of one chunk."""
-    logits_BtV = jnp.einsum("BtD,VD->BtV", hidden_BtD, table_VD, preferred_element_type=jnp.float32)
+    logits_BtV = jnp.einsum("BtD,VD->BtV", hidden_BtD, table_VD, preferred_element_type=options.logits_dtype)
+    logits_BtV = logits_BtV.astype(jnp.float32)
     if options.logit_scale != 1.0:
         logits_BtV = options.logit_scale * logits_BtV
     slope_BtV = None
     if options.logit_softcap is not None:
         ratio_BtV = jnp.tanh(logits_BtV / options.logit_softcap)
         logits_BtV, slope_BtV = options.logit_softcap * ratio_BtV, 1.0 - jnp.square(ratio_BtV)
-    lse_Bt = jax.nn.logsumexp(logits_BtV, axis=-1)
+    lse_Bt = jax.lax.platform_dependent(
+        logits_BtV, cuda=_logsumexp_once, default=functools.partial(jax.nn.logsumexp, axis=-1)
+    )
     target_Bt = jnp.take_along_axis(logits_BtV, targets_Bt[..., None], axis=-1)[..., 0]
     return lse_Bt, target_Bt, logits_BtV, slope_BtV
+
+
+def _logsumexp_once(x_BtV: jax.Array) -> jax.Array:
+    """Returns the logsumexp of the last dimension, maximum and sum in one reading (Milakov & Gimelshein 2018)."""
+
+    def join(one, other):
+        largest = jnp.maximum(one[0], other[0])
+        return largest, one[1] * jnp.exp(one[0] - largest) + other[1] * jnp.exp(other[0] - largest)
+
+    # The smallest finite number, not -inf, whose difference from itself is not a number.
+    start = (jnp.finfo(x_BtV.dtype).min, jnp.zeros((), x_BtV.dtype))
+    largest_Bt, sum_Bt = jax.lax.reduce((x_BtV, jnp.ones_like(x_BtV)), start, join, (x_BtV.ndim - 1,))
+    return largest_Bt + jnp.log(sum_Bt)
 
 
 def _chunks(options: _Options, *arrays: jax.Array) -> tuple[jax.Array, ...]:

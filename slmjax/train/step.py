@@ -52,6 +52,7 @@ def make_train_step(
                 logit_softcap=run.model.logit_softcap,
                 z_loss=run.objective.z_loss,
                 chunk_tokens=execution.loss_chunk_tokens,
+                logits_dtype=execution.logits_dtype,
             )
         loss = sums.loss / learned_tokens + output.router_loss / execution.microbatches
         return loss, (sums.nll / learned_tokens, output.router_loss / execution.microbatches, output.expert_load)

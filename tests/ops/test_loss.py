@@ -1,13 +1,18 @@
 """The fused loss against plain logits differentiated by JAX."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from slmjax.ops.loss import linear_cross_entropy, linear_cross_entropy_reference, token_losses
+from slmjax.config import MeshConfig
+from slmjax.ops.loss import _logsumexp_once, linear_cross_entropy, linear_cross_entropy_reference, token_losses
+from slmjax.parallel.mesh import make_mesh, on_mesh
 
 B, T, D, V = 2, 7, 8, 13
 
@@ -108,6 +113,52 @@ def test_bfloat16_keeps_statistics_in_float32_and_rounds_gradients_thrice():
         assert b.dtype == jnp.bfloat16
         # The gradient of the logits, its product and the scaled product: each is rounded to 8 bits, by 2^-9 at most.
         assert float(jnp.linalg.norm((b - a).ravel()) / jnp.linalg.norm(a.ravel())) < 3 * 2.0**-9
+
+
+def test_rounded_logits_move_the_loss_by_their_rounding():
+    hidden_BTD, table_VD, targets_BT, weights_BT = inputs()
+    want, want_gradients = value_and_gradients(linear_cross_entropy, hidden_BTD, table_VD, targets_BT, weights_BT)
+    rounded = functools.partial(linear_cross_entropy, logits_dtype=jnp.bfloat16)
+    got, gradients = value_and_gradients(rounded, hidden_BTD, table_VD, targets_BT, weights_BT)
+    # A logit is rounded by 2^-9 of itself; the loss of a token has two terms no larger than the largest logit.
+    largest = np.abs(np.asarray(hidden_BTD @ table_VD.T)).max()
+    assert 0 < abs(float(got.nll - want.nll)) < 2 * 2.0**-9 * largest * float(want.weight)
+    for a, b in zip(gradients, want_gradients, strict=True):
+        assert b.dtype == a.dtype
+        assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2 * 2.0**-9 * largest
+
+
+def test_logsumexp_in_one_reading_is_that_in_two():
+    x = jnp.array([[0.0, 0.0, 0.0], [-1e4, 1e4, 1e4], [3e38, 1.0, -3e38], [-3e38, -3e38, -3e38], [-90.0, 0.1, 3.0]])
+    np.testing.assert_allclose(_logsumexp_once(x), jax.nn.logsumexp(x, axis=-1), rtol=1e-6)
+    assert np.isnan(np.asarray(_logsumexp_once(jnp.array([[1.0, jnp.nan, 2.0]])))).all()
+
+
+@pytest.mark.multidevice
+def test_the_gradient_of_the_table_is_summed_over_devices_once():
+    """Rows over eight devices, the table's D too: as on one device, and no communication in the loop over chunks."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    keys = jax.random.split(jax.random.key(1), 3)
+    arguments = (
+        jax.random.normal(keys[0], (8, T, D)),
+        jax.random.normal(keys[1], (V, D)),
+        jax.random.randint(keys[2], (8, T), 0, V),
+        jnp.ones((8, T)),
+    )
+    function = jax.value_and_grad(lambda *a: linear_cross_entropy(*a, chunk_tokens=2).loss, argnums=(0, 1))
+    want = function(*arguments)
+    rows, table = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P(None, "fsdp"))
+    placed = jax.device_put(arguments, (rows, table, rows, rows))
+    compiled = jax.jit(on_mesh(mesh, function), out_shardings=(None, (rows, table))).lower(*placed).compile()
+    for got, wanted in zip(jax.tree.leaves(compiled(*placed)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    computations = re.split(r"\n(?=\S)", compiled.as_text())
+    (body,) = re.findall(r"body=(%[\w.-]+)", compiled.as_text())
+    (loop,) = [text for text in computations if text.startswith(f"{body} ")]
+    communicate = re.compile(r" (all-|reduce-scatter|collective)")
+    assert "dot_general" in loop
+    assert not communicate.search(loop)
+    assert any(communicate.search(text) for text in computations)
 
 
 def test_value_alone_forms_no_gradient():
