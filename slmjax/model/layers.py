@@ -22,9 +22,9 @@ from slmjax.config import (
 )
 from slmjax.model.cache import LayerCache, update
 from slmjax.ops.attention import Implementation, attention
-from slmjax.ops.grouped_matmul import moe_feed_forward
 from slmjax.ops.linear import project, project_activated, take_apart
 from slmjax.ops.mask import AttentionMask
+from slmjax.ops.mixture import moe_feed_forward
 from slmjax.ops.norm import layer_norm, rms_norm
 from slmjax.ops.rope import apply_rope, rope_frequencies
 from slmjax.ops.routing import route

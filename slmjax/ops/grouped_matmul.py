@@ -1,76 +1,165 @@
-"""Matrix products of groups of rows, each with a matrix of its own, and the mixture-of-experts feed-forward on them."""
+"""Matrix products of groups of rows, each with a matrix of its own, and their gradients: several implementations.
+
+  reference   every row with every matrix; the definition.
+  blocks      a loop over blocks of rows in plain XLA, for CPUs.
+  ragged_dot  XLA's own; on GPUs it multiplies densely, on CPUs too.
+  hopper      the kernels of slmjax.kernels.hopper.
+
+Each has two products: of the rows with the matrices or the transposed matrices (forward, and the rows' gradient), and
+of each group's rows with each other (the matrices' gradient).
+"""
+
+import functools
+import logging
+from typing import Literal, assert_never
 
 import jax
 import jax.numpy as jnp
 
-from slmjax.config import Activation
-from slmjax.ops.activation import activate
+Implementation = Literal["reference", "blocks", "ragged_dot", "hopper"]
 
 _BLOCK_ROWS = 64
 
+_logger = logging.getLogger("slmjax.grouped_matmul")
 
-def grouped_matmul(x_XD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+
+def grouped_matmul(
+    x_XD: jax.Array,
+    w_EDF: jax.Array,
+    group_sizes_E: jax.Array,
+    *,
+    transposed: bool = False,
+    implementation: Implementation | Literal["auto"] = "auto",
+) -> jax.Array:
     """Multiplies the first group_sizes[0] rows with w[0], the next group_sizes[1] with w[1], and so on; out (X, F).
 
-    Rows after the last group give zeros.
+    Rows after the last group give zeros, and have no part in gradients. Sums are float32. With `transposed`, x is
+    (X, F) and is multiplied with the transposed matrices. "auto" chooses by platform, dtype and shapes, and logs each
+    different choice once.
     """
-    # For ragged_dot, XLA's CPU backend multiplies every row with every matrix. Two cores, 4096 x 256 rows, 256 x 256
-    # matrices, float32, forward + backward: 123 ms with 8 groups and 490 with 32; in blocks 18 and 22; one dense
-    # product 12. Blocks of 32 to 128 rows are level.
-    if jax.default_backend() == "cpu":
-        return grouped_matmul_by_blocks(x_XD, w_EDF, group_sizes_E)
-    return jax.lax.ragged_dot(x_XD, w_EDF, group_sizes_E)
+    if implementation == "auto":
+        implementation = choose_implementation(x_XD, w_EDF)
+    return _product(transposed, implementation, x_XD, w_EDF, group_sizes_E)
 
 
-def grouped_matmul_reference(x_XD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
-    """The same, plainly: every row with every matrix, and the right one kept."""
-    ends_E = jnp.cumsum(group_sizes_E)
-    expert_X = jnp.sum(jnp.arange(x_XD.shape[0])[:, None] >= ends_E[None], axis=1)
-    keep_XE = jax.nn.one_hot(expert_X, w_EDF.shape[0], dtype=x_XD.dtype)
-    return jnp.einsum("XD,EDF,XE->XF", x_XD, w_EDF, keep_XE)
+def transposed_grouped_matmul(
+    x_XD: jax.Array,
+    dy_XF: jax.Array,
+    group_sizes_E: jax.Array,
+    *,
+    implementation: Implementation | Literal["auto"] = "auto",
+) -> jax.Array:
+    """Returns x[rows of e].T @ dy[rows of e] for each group e, as (E, D, F) in the dtype of `x`; sums are float32."""
+    if implementation == "auto":
+        implementation = choose_implementation(x_XD, dy_XF)
+    match implementation:
+        case "reference":
+            return jnp.einsum("XD,XF,XE->EDF", x_XD, dy_XF, _rows_of_groups(x_XD, group_sizes_E))
+        case "blocks":
+            return _transposed_by_blocks(x_XD, dy_XF, group_sizes_E)
+        case "ragged_dot":
+            contracted = jax.lax.RaggedDotDimensionNumbers(
+                dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[]
+            )
+            return jax.lax.ragged_dot_general(x_XD, dy_XF, group_sizes_E, contracted)
+        case "hopper":
+            from slmjax.kernels.hopper.transposed_grouped_matmul import transposed_grouped_matmul as kernel
+
+            return kernel(x_XD, dy_XF, group_sizes_E)
+        case _:
+            assert_never(implementation)
 
 
-@jax.custom_vjp
-def grouped_matmul_by_blocks(x_XD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
-    """The same in a loop over blocks of rows, each met by every group that has rows in it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(transposed: bool, implementation: Implementation, x_XD, w_EDF, group_sizes_E) -> jax.Array:
+    match implementation:
+        case "reference":
+            keep_XE = _rows_of_groups(x_XD, group_sizes_E)
+            return jnp.einsum("XF,EDF,XE->XD" if transposed else "XD,EDF,XE->XF", x_XD, w_EDF, keep_XE)
+        case "blocks":
+            return _multiply_by_blocks(x_XD, w_EDF, group_sizes_E, transposed=transposed)
+        case "ragged_dot":
+            return jax.lax.ragged_dot(x_XD, w_EDF.swapaxes(1, 2) if transposed else w_EDF, group_sizes_E)
+        case "hopper":
+            from slmjax.kernels.hopper.grouped_matmul import grouped_matmul as kernel  # only where it is used
 
-    At most X / block + E products of a block; the order is that of MegaBlocks' kernels (arXiv:2211.15841).
-    """
-    return _multiply(x_XD, w_EDF, group_sizes_E, "RD,DF->RF", width=w_EDF.shape[2])
+            return kernel(x_XD, w_EDF, group_sizes_E, transposed=transposed)
+        case _:
+            assert_never(implementation)
 
 
-def _forward(x_XD, w_EDF, group_sizes_E):
-    return grouped_matmul_by_blocks(x_XD, w_EDF, group_sizes_E), (x_XD, w_EDF, group_sizes_E)
+def _forward(transposed, implementation, x_XD, w_EDF, group_sizes_E):
+    return _product(transposed, implementation, x_XD, w_EDF, group_sizes_E), (x_XD, w_EDF, group_sizes_E)
 
 
-def _backward(saved, dout_XF):
+def _backward(transposed, implementation, saved, dout_XF):
     x_XD, w_EDF, group_sizes_E = saved
-    dx_XD = _multiply(dout_XF, w_EDF, group_sizes_E, "RF,DF->RD", width=w_EDF.shape[1])
-
-    def visit(dw_EDF, expert, first_row, keep_R1):
-        x_RD = jnp.where(keep_R1, _rows(x_XD, first_row, keep_R1), 0.0)
-        return dw_EDF.at[expert].add(_dot("RD,RF->DF", x_RD, _rows(dout_XF, first_row, keep_R1)))
-
-    dw_EDF = _over_visits(visit, jnp.zeros(w_EDF.shape, jnp.float32), x_XD.shape[0], group_sizes_E)
+    dx_XD = _product(not transposed, implementation, dout_XF, w_EDF, group_sizes_E)
+    first, second = (dout_XF, x_XD) if transposed else (x_XD, dout_XF)
+    dw_EDF = transposed_grouped_matmul(first, second, group_sizes_E, implementation=implementation)
     return dx_XD, dw_EDF.astype(w_EDF.dtype), None
 
 
-grouped_matmul_by_blocks.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)
 
 
-def _multiply(x_X, w_E, group_sizes_E, equation, *, width):
+def choose_implementation(a_XD: jax.Array, b: jax.Array) -> Implementation:
+    """Returns the implementation that "auto" means on this platform for these operands, and logs it once."""
+    platform = jax.default_backend()
+    # For ragged_dot, XLA's CPU backend multiplies every row with every matrix. Two cores, 4096 x 256 rows, 256 x 256
+    # matrices, float32, forward + backward: 123 ms with 8 groups and 490 with 32; in blocks 18 and 22; one dense
+    # product 12. Blocks of 32 to 128 rows are level.
+    if platform == "cpu":
+        return _log_once("blocks", platform, "ragged_dot is dense there")
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    if platform != "gpu" or capability != "9.0":
+        return _log_once("ragged_dot", platform, f"there is no kernel of ours for it (compute capability {capability})")
+    from slmjax.kernels.hopper.ring import why_not
+
+    reason = why_not(a_XD, b)
+    return (
+        _log_once("hopper", platform, "fits") if reason is None else _log_once("ragged_dot", platform, f"ours {reason}")
+    )
+
+
+@functools.cache
+def _log_once(implementation: Implementation, platform: str, reason: str) -> Implementation:
+    _logger.info("grouped matmul on %s: %s, because %s", platform, implementation, reason)
+    return implementation
+
+
+def _rows_of_groups(x_XD, group_sizes_E):
+    """Returns (X, E): 1 where the row is the group's."""
+    ends_E = jnp.cumsum(group_sizes_E)
+    row_X1 = jnp.arange(x_XD.shape[0])[:, None]
+    return ((row_X1 >= (ends_E - group_sizes_E)[None]) & (row_X1 < ends_E[None])).astype(x_XD.dtype)
+
+
+def _multiply_by_blocks(x_X, w_EDF, group_sizes_E, *, transposed):
+    equation, width = ("RF,DF->RD", w_EDF.shape[1]) if transposed else ("RD,DF->RF", w_EDF.shape[2])
+
     def visit(out_X, expert, first_row, keep_R1):
-        product_R = _dot(equation, _rows(x_X, first_row, keep_R1), w_E[expert]).astype(out_X.dtype)
+        product_R = _dot(equation, _rows(x_X, first_row, keep_R1), w_EDF[expert]).astype(out_X.dtype)
         merged_R = jnp.where(keep_R1, product_R, _rows(out_X, first_row, keep_R1))
         return jax.lax.dynamic_update_slice_in_dim(out_X, merged_R, first_row, axis=0)
 
     return _over_visits(visit, jnp.zeros((x_X.shape[0], width), x_X.dtype), x_X.shape[0], group_sizes_E)
 
 
+def _transposed_by_blocks(x_XD, dy_XF, group_sizes_E):
+    def visit(dw_EDF, expert, first_row, keep_R1):
+        x_RD = jnp.where(keep_R1, _rows(x_XD, first_row, keep_R1), 0.0)
+        return dw_EDF.at[expert].add(_dot("RD,RF->DF", x_RD, _rows(dy_XF, first_row, keep_R1)))
+
+    shape = (group_sizes_E.shape[0], x_XD.shape[1], dy_XF.shape[1])
+    return _over_visits(visit, jnp.zeros(shape, jnp.float32), x_XD.shape[0], group_sizes_E).astype(x_XD.dtype)
+
+
 def _over_visits(visit, out, num_rows, group_sizes_E):
     """Folds visit(out, expert, first_row, keep_R1) over each pair of a block of R rows and a group with rows in it.
 
-    `keep_R1` says which of the block's rows are the group's. The last block is moved back to end with the last row.
+    At most X / R + E pairs, in the order of MegaBlocks' kernels (arXiv:2211.15841). `keep_R1` says which of the block's
+    rows are the group's. The last block is moved back to end with the last row.
     """
     R = min(_BLOCK_ROWS, num_rows)
     end_E = jnp.cumsum(group_sizes_E)
@@ -95,44 +184,3 @@ def _rows(x_X, first_row, keep_R1):
 
 def _dot(equation, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
-
-
-def moe_feed_forward(
-    x_XD: jax.Array,
-    ids_XK: jax.Array,
-    weights_XK: jax.Array,
-    *,
-    w_up_EDF: jax.Array,
-    w_gate_EDF: jax.Array | None,
-    w_down_EFD: jax.Array,
-    activation: Activation,
-) -> jax.Array:
-    """Returns sum over k of weights[x, k] * expert ids[x, k] of x; no token is dropped (MegaBlocks, arXiv:2211.15841).
-
-    Assignments are sorted by expert, so that each expert's rows lie together, and put back in order afterwards.
-    """
-    num_experts, k = w_up_EDF.shape[0], ids_XK.shape[1]
-    expert_A = ids_XK.reshape(-1)
-    order_A = jnp.argsort(expert_A, stable=True)
-    place_A = jnp.zeros_like(order_A).at[order_A].set(jnp.arange(order_A.shape[0]), unique_indices=True)
-    group_sizes_E = jnp.bincount(expert_A, length=num_experts).astype(jnp.int32)
-    x_AD = _permute(jnp.repeat(x_XD, k, axis=0), order_A, place_A)
-    up_AF = grouped_matmul(x_AD, w_up_EDF, group_sizes_E)
-    if w_gate_EDF is None:
-        h_AF = activate(activation, up_AF)
-    else:
-        h_AF = activate(activation, grouped_matmul(x_AD, w_gate_EDF, group_sizes_E)) * up_AF
-    y_AD = _permute(grouped_matmul(h_AF, w_down_EFD, group_sizes_E), place_A, order_A)
-    return jnp.einsum("XKD,XK->XD", y_AD.reshape(-1, k, y_AD.shape[-1]), weights_XK.astype(y_AD.dtype))
-
-
-@jax.custom_vjp
-def _permute(x_AD, order_A, inverse_A):
-    """Returns x_AD[order_A]. Its gradient is a gather too; JAX's own is a scatter, which GPUs add up in any order."""
-    return x_AD[order_A]
-
-
-_permute.defvjp(
-    lambda x_AD, order_A, inverse_A: (x_AD[order_A], inverse_A),
-    lambda inverse_A, dy_AD: (dy_AD[inverse_A], None, None),
-)

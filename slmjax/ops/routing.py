@@ -58,8 +58,9 @@ def route(
         weights_XK = weights_XK / jnp.maximum(jnp.sum(weights_XK, axis=-1, keepdims=True), 1e-20)
     counted_X = jnp.ones(logits_XE.shape[0], jnp.float32) if valid_X is None else valid_X.astype(jnp.float32)
     tokens = jnp.maximum(jnp.sum(counted_X), 1.0)
-    assigned_XE = jnp.sum(jax.nn.one_hot(ids_XK, E, dtype=jnp.float32), axis=1)
-    load_E = jnp.sum(assigned_XE * counted_X[:, None], axis=0)
+    # Comparisons that XLA sums without storing them; whole numbers, so that the order of the sum does not matter.
+    assigned_XKE = ids_XK[:, :, None] == jnp.arange(E)[None, None]
+    load_E = jnp.sum(jnp.where(assigned_XKE, counted_X[:, None, None], 0.0), axis=(0, 1))
     mean_probability_E = jnp.sum(probabilities_XE * counted_X[:, None], axis=0) / tokens
     balance_loss = E * jnp.sum(load_E / (tokens * k) * mean_probability_E)
     router_z = jnp.sum(jnp.square(jax.nn.logsumexp(logits_XE, axis=-1)) * counted_X) / tokens

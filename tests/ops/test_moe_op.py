@@ -1,21 +1,19 @@
 """Routing, grouped matrix products and the mixture-of-experts feed-forward against plain versions."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.config import MoEConfig
+from slmjax.config import MeshConfig, MoEConfig
 from slmjax.ops.activation import activate
-from slmjax.ops.grouped_matmul import (
-    grouped_matmul,
-    grouped_matmul_by_blocks,
-    grouped_matmul_reference,
-    moe_feed_forward,
-)
+from slmjax.ops.grouped_matmul import grouped_matmul
+from slmjax.ops.mixture import moe_feed_forward
 from slmjax.ops.routing import route
+from slmjax.parallel import batch_sharding, make_mesh, on_mesh
 
 X, D, F, E, K = 150, 5, 6, 4, 2
 
@@ -30,10 +28,13 @@ def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def product_and_gradients(function, x_XD, w_EDF, sizes_E):
-    out_XF, pullback = jax.vjp(lambda x_XD, w_EDF: function(x_XD, w_EDF, sizes_E), x_XD, w_EDF)
-    return out_XF, *pullback(normal(9, *out_XF.shape).astype(jnp.bfloat16).astype(out_XF.dtype))
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def product_and_gradients(implementation, x_X, w_EDF, sizes_E, transposed=False):
+    def product(x_X, w_EDF):
+        return grouped_matmul(x_X, w_EDF, sizes_E, transposed=transposed, implementation=implementation)
+
+    out_X, pullback = jax.vjp(product, x_X, w_EDF)
+    return out_X, *pullback(normal(9, *out_X.shape).astype(jnp.bfloat16).astype(out_X.dtype))
 
 
 # Blocks have 64 rows: groups within a block, over several, empty, on a border, and rows that no group has.
@@ -41,23 +42,37 @@ SIZES = [(30, 0, 100, 20), (64, 64, 22, 0), (0, 0, 0, 150), (1, 1, 147, 1), (10,
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-def test_grouped_matmul_equals_reference(sizes):
-    arrays = normal(0, X, D), normal(1, E, D, F), jnp.array(sizes, jnp.int32)
-    in_a_group_X1 = (np.arange(X) < sum(sizes))[:, None]
-    want_XF, want_dx_XD, want_dw_EDF = product_and_gradients(grouped_matmul_reference, *arrays)
-    for function in (grouped_matmul_by_blocks, jax.lax.ragged_dot):
-        out_XF, dx_XD, dw_EDF = product_and_gradients(function, *arrays)
-        np.testing.assert_allclose(out_XF, want_XF * in_a_group_X1, atol=1e-5)
-        np.testing.assert_allclose(dx_XD, want_dx_XD * in_a_group_X1, atol=1e-5)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_grouped_matmul_equals_reference(sizes, transposed):
+    arrays = normal(0, X, F if transposed else D), normal(1, E, D, F), jnp.array(sizes, jnp.int32)
+    want_out_X, want_dx_X, want_dw_EDF = product_and_gradients("reference", *arrays, transposed)
+    for implementation in ("blocks", "ragged_dot"):
+        out_X, dx_X, dw_EDF = product_and_gradients(implementation, *arrays, transposed)
+        np.testing.assert_allclose(out_X, want_out_X, atol=1e-5)
+        np.testing.assert_allclose(dx_X, want_dx_X, atol=1e-5)
         np.testing.assert_allclose(dw_EDF, want_dw_EDF, atol=1e-4)  # sums of up to 150 terms
+
+
+def test_the_reference_is_a_product_for_each_group_and_its_gradients():
+    sizes = (10, 90, 0, 30)
+    x_XD, w_EDF, sizes_E = normal(0, X, D), normal(1, E, D, F), jnp.array(sizes, jnp.int32)
+
+    def plain(x_XD, w_EDF):
+        pieces = jnp.split(x_XD, np.cumsum(sizes))
+        return jnp.concatenate([*(x @ w for x, w in zip(pieces, w_EDF, strict=False)), jnp.zeros((20, F))])
+
+    out_XF, pullback = jax.vjp(plain, x_XD, w_EDF)
+    want = out_XF, *pullback(normal(9, *out_XF.shape).astype(jnp.bfloat16).astype(jnp.float32))
+    for a, b in zip(product_and_gradients("reference", x_XD, w_EDF, sizes_E), want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_fewer_rows_than_a_block_in_bfloat16():
     x_XD, w_EDF = normal(0, 7, D).astype(jnp.bfloat16), normal(1, E, D, F).astype(jnp.bfloat16)
     sizes_E = jnp.array([3, 0, 4, 0], jnp.int32)
-    out_XF, dx_XD, dw_EDF = product_and_gradients(grouped_matmul, x_XD, w_EDF, sizes_E)
+    out_XF, dx_XD, dw_EDF = product_and_gradients("auto", x_XD, w_EDF, sizes_E)
     assert out_XF.dtype == dx_XD.dtype == dw_EDF.dtype == jnp.bfloat16
-    wide = product_and_gradients(grouped_matmul_reference, x_XD.astype(jnp.float32), w_EDF.astype(jnp.float32), sizes_E)
+    wide = product_and_gradients("reference", x_XD.astype(jnp.float32), w_EDF.astype(jnp.float32), sizes_E)
     for a, b in zip((out_XF, dx_XD, dw_EDF), wide, strict=True):
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2.0**-8, atol=1e-5)  # one rounding to 8 bits
 
@@ -79,30 +94,61 @@ def dense_feed_forward(x_XD, weights, expert, activation):
     return h_XF @ weights["w_down_EFD"][expert]
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_mixture_equals_every_expert_on_every_token(gated):
-    x_XD, weights = normal(0, X, D), experts(gated)
-    factors_XK, ids_XK = jax.lax.top_k(jax.nn.softmax(normal(4, X, E)), K)
+def routing(num_tokens):
+    """Weights and ids of each token's K experts."""
+    return jax.lax.top_k(jax.nn.softmax(normal(4, num_tokens, E)), K)
+
+
+def mixture(x_XD, factors_XK, ids_XK, weights):
+    return moe_feed_forward(x_XD, ids_XK, factors_XK, **weights, activation="silu")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(function, x_XD, factors_XK, ids_XK, weights):
+    y_XD, pullback = jax.vjp(lambda *arrays: function(*arrays[:2], ids_XK, arrays[2]), x_XD, factors_XK, weights)
+    return y_XD, pullback(normal(5, *y_XD.shape))
+
+
+# float32 sums of up to 150 products of a few numbers of size about 1, in another order.
+assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("gated", "num_tokens"), [(True, X), (False, X), (True, 9)])
+def test_mixture_equals_every_expert_on_every_token(gated, num_tokens):
+    (factors_XK, ids_XK), weights = routing(num_tokens), experts(gated)
     assert set(np.unique(ids_XK)) == set(range(E))
 
-    def plain(x_XD, factors_XK, weights):
+    def plain(x_XD, factors_XK, ids_XK, weights):
         y_XD = jnp.zeros_like(x_XD)
         for expert in range(E):
             factor_X = jnp.sum(jnp.where(ids_XK == expert, factors_XK, 0.0), axis=1)
             y_XD += factor_X[:, None] * dense_feed_forward(x_XD, weights, expert, "silu")
         return y_XD
 
-    def grouped(x_XD, factors_XK, weights):
-        return moe_feed_forward(x_XD, ids_XK, factors_XK, **weights, activation="silu")
+    arrays = normal(0, num_tokens, D), factors_XK, ids_XK, weights
+    jax.tree.map(assert_close, value_and_gradients(mixture, *arrays), value_and_gradients(plain, *arrays))
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def value_and_gradients(function):
-        y_XD, pullback = jax.vjp(function, x_XD, factors_XK, weights)
-        return y_XD, pullback(normal(5, X, D))
 
-    want, got = value_and_gradients(plain), value_and_gradients(grouped)
-    # float32 sums of up to 150 products of a few numbers of size about 1, in another order.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
+@pytest.mark.multidevice
+def test_mixture_over_devices_equals_one_device():
+    factors_XK, ids_XK = routing(64)
+    arrays = normal(0, 64, D), factors_XK, ids_XK
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    want = value_and_gradients(mixture, *arrays, experts())
+    got = jax.jit(on_mesh(mesh, functools.partial(value_and_gradients, mixture)))(
+        *jax.device_put(arrays, batch_sharding(mesh)), experts()
+    )
+    jax.tree.map(assert_close, got, want)
+    # Tokens stay where they are: nothing but the gradients of the experts goes between devices.
+    compiled = jax.jit(on_mesh(mesh, mixture)).lower(*jax.device_put(arrays, batch_sharding(mesh)), experts()).compile()
+    assert not re.search(r"all-gather|all-to-all|all-reduce|collective-permute", compiled.as_text())
+
+
+def test_no_row_of_full_width_is_kept_for_the_backward_pass():
+    _, pullback = jax.vjp(lambda x_XD, weights: mixture(x_XD, *routing(X), weights), normal(0, X, D), experts())
+    kept = {leaf.shape for leaf in jax.tree.leaves(pullback)}
+    assert (X * K, 2 * F) in kept
+    assert not {(X * K, D), (X * K, F)} & kept
 
 
 def test_all_experts_equal_is_the_dense_feed_forward():
