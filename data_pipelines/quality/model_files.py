@@ -68,9 +68,7 @@ def read_about(path: Path) -> dict[str, Any]:
             f"{path} is no quality model, model.json cannot be read ({error}); `slmjax data train-quality` makes one"
         ) from error
     if not isinstance(about, dict):
-        raise ValueError(
-            f"{path / 'model.json'} must hold an object, got {type(about).__name__}; train the model again"
-        )
+        raise ValueError(f"{path / 'model.json'} must be an object, got {type(about).__name__}; train the model again")
     return about
 
 

@@ -61,7 +61,7 @@ class _LinearModelConfig:
     ngram: int = 2
     bits: int = 18
     epochs: int = 5
-    learning_rate: float = 1.0
+    learning_rate: float = 2.0
     document_bytes: int = 16 << 10
 
     def __post_init__(self):
