@@ -80,7 +80,7 @@ def _feed_forward(activation, implementation, x_XD, weights_XK, w_in, w_down_EFD
 def _forward(activation, implementation, x_XD, weights_XK, w_in, w_down_EFD, order):
     sizes_E, k = order.group_sizes_E, weights_XK.shape[1]
     product = functools.partial(grouped_matmul, implementation=implementation)
-    x_AD = _take(x_XD, order.assignment_A // k)
+    x_AD = _take(x_XD, jax.lax.div(order.assignment_A, k))
     # Gate and up as one product read x once and give it one gradient, for a copy of the weights. That does not pay for
     # few rows, as in decoding.
     E, F = w_down_EFD.shape[:2]
@@ -96,8 +96,9 @@ def _forward(activation, implementation, x_XD, weights_XK, w_in, w_down_EFD, ord
 
 def _backward(activation, implementation, saved, dy_XD):
     # Without the barrier XLA finds that the forward pass computed the same, and keeps that.
-    (x_XD, weights_XK, in_AG, w_in, w_down_EFD, order), dy_XD = jax.lax.optimization_barrier((saved, dy_XD))
-    sizes_E, token_A = order.group_sizes_E, order.assignment_A // weights_XK.shape[1]
+    *arrays, order = saved
+    (x_XD, weights_XK, in_AG, w_in, w_down_EFD), dy_XD = jax.lax.optimization_barrier((arrays, dy_XD))
+    sizes_E, token_A = order.group_sizes_E, jax.lax.div(order.assignment_A, weights_XK.shape[1])
     of_rows = functools.partial(grouped_matmul, transposed=True, implementation=implementation)
     of_matrices = functools.partial(transposed_grouped_matmul, implementation=implementation)
     weight_A = _take(weights_XK.reshape(-1), order.assignment_A)

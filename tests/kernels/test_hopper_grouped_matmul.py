@@ -74,7 +74,7 @@ def test_tiles_hold_every_row_once_and_start_aligned(sizes, everything, tile_row
     sizes[-1] = num_rows - sum(sizes[:-1]) if everything else sizes[-1]
     tiles = cut(np.array(sizes, np.int32), num_rows=num_rows, tile_rows=tile_rows)
     group_of_row = np.repeat(np.arange(len(sizes) + 1), [*sizes, num_rows - sum(sizes)])
-    (count,) = np.asarray(tiles.count_1)
+    count = int(tiles.last_tile_G[-1])
     assert count <= len(tiles.group_I)
     seen = np.full(num_rows, -1)
     for group, row, first, last in np.stack([np.asarray(each)[:count] for each in tiles[:4]], axis=1):

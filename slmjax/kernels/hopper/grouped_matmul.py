@@ -27,31 +27,31 @@ class RowTiles(NamedTuple):
       row_I: where a tile starts, a multiple of ALIGNED_ROWS.
       first_I: the first of its rows that is the group's.
       last_I: the end of those.
-      count_1: how many tiles there are; what follows in the other arrays means nothing.
+      last_tile_G: the end of each group's tiles; the last is the number of tiles, and what follows them in the arrays
+        above means nothing.
     """
 
     group_I: jax.Array
     row_I: jax.Array
     first_I: jax.Array
     last_I: jax.Array
-    count_1: jax.Array
+    last_tile_G: jax.Array
 
 
 def row_tiles(group_sizes_E: jax.Array, *, num_rows: int, tile_rows: int) -> RowTiles:
     """Cuts each group into tiles, from the last aligned row at or before its start."""
-    sizes_G = jnp.append(group_sizes_E, num_rows - jnp.sum(group_sizes_E)).astype(jnp.int32)
-    end_G = jnp.cumsum(sizes_G)
-    start_G = end_G - sizes_G
+    end_E = ring.cumulative_sum(group_sizes_E)
+    start_G, end_G = jnp.pad(end_E, (1, 0)), jnp.pad(end_E, (0, 1), constant_values=num_rows)
     aligned_G = start_G // ALIGNED_ROWS * ALIGNED_ROWS
-    tiles_G = jnp.where(sizes_G > 0, -(-(end_G - aligned_G) // tile_rows), 0)
-    last_tile_G = jnp.cumsum(tiles_G)
+    tiles_G = jnp.where(end_G > start_G, -(-(end_G - aligned_G) // tile_rows), 0)
+    last_tile_G = ring.cumulative_sum(tiles_G)
     # A group of s rows has at most (s + ALIGNED_ROWS - 1 + tile_rows - 1) / tile_rows tiles.
-    most = (num_rows + sizes_G.shape[0] * (ALIGNED_ROWS + tile_rows - 2)) // tile_rows
+    most = (num_rows + start_G.shape[0] * (ALIGNED_ROWS + tile_rows - 2)) // tile_rows
     tile_I = jnp.arange(most, dtype=jnp.int32)
     group_I = jnp.sum(tile_I[:, None] >= last_tile_G[None, :-1], axis=1, dtype=jnp.int32)
     row_I = aligned_G[group_I] + (tile_I - (last_tile_G - tiles_G)[group_I]) * tile_rows
     first_I, last_I = jnp.maximum(row_I, start_G[group_I]), jnp.minimum(row_I + tile_rows, end_G[group_I])
-    return RowTiles(group_I, row_I, first_I, last_I, last_tile_G[-1:])
+    return RowTiles(group_I, row_I, first_I, last_I, last_tile_G)
 
 
 def grouped_matmul(
@@ -91,7 +91,7 @@ def grouped_matmul(
     rows, chunks = blocks.rows_of_warpgroup, blocks.columns // SWIZZLED
     w_block = (blocks.columns, blocks.contracted) if transposed else (blocks.contracted, blocks.columns)
 
-    def body(x, w, group_of, row_of, first_of, last_of, count, out, x_smem, w_smem, out_smem, full, empty):
+    def body(x, w, group_of, row_of, first_of, last_of, last_tile_of, out, x_smem, w_smem, out_smem, full, empty):
         def tile(index):
             i = lax.div(index, column_tiles)
             group = group_of[i]
@@ -128,7 +128,7 @@ def grouped_matmul(
             *(full, empty),
             blocks=blocks,
             programs=programs,
-            num_tiles=count[0] * column_tiles,
+            num_tiles=last_tile_of[E] * column_tiles,
             tile=tile,
             copy=copy,
             multiply=multiply,
@@ -137,6 +137,7 @@ def grouped_matmul(
 
     dtype = x_XD.dtype
     kernel = ring.kernel(
+        "grouped_matmul_transposed" if transposed else "grouped_matmul",
         body,
         jax.ShapeDtypeStruct((x_XD.shape[0], F), dtype),
         [

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -84,6 +85,13 @@ def num_programs() -> int:
     return getattr(jax.devices()[0], "core_count", 132)  # an H100's, when compiling without one
 
 
+def cumulative_sum(x_E: jax.Array) -> jax.Array:
+    """Returns int32 cumulative sums of a few numbers: as comparisons, one program where jnp.cumsum is several."""
+    E = x_E.shape[0]
+    up_to_EE = np.tri(E, dtype=bool)
+    return jnp.sum(jnp.where(up_to_EE, x_E[None], 0), axis=1, dtype=jnp.int32)
+
+
 def swizzled(shape: tuple[int, ...], dtype: Any, *, tile_rows: int = ALIGNED_ROWS) -> Any:
     """Returns the type of shared memory in the form that copies write and products read."""
     transforms = (plgpu.TilingTransform((tile_rows, SWIZZLED)), plgpu.SwizzleTransform(128))
@@ -100,10 +108,13 @@ def barriers(blocks: MatmulBlocks) -> tuple[Any, Any]:
     return full, plgpu.Barrier(num_arrivals=2 // blocks.teams, num_barriers=blocks.stages)
 
 
-def kernel(body: Callable[..., None], out_type: Any, scratch_types: Any, *, programs: int) -> Callable[..., jax.Array]:
-    """Returns the kernel whose body calls `run`."""
+def kernel(
+    name: str, body: Callable[..., None], out_type: Any, scratch_types: Any, *, programs: int
+) -> Callable[..., jax.Array]:
+    """Returns the kernel whose body calls `run`; profiles show its name."""
     return plgpu.kernel(
         body,
+        kernel_name=name,
         out_type=out_type,
         scratch_types=scratch_types,
         grid=(programs,),

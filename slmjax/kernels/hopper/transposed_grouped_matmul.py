@@ -44,8 +44,7 @@ def transposed_grouped_matmul(
     programs = programs or ring.num_programs()
     row_tiles, column_tiles = pl.cdiv(D, blocks.rows), pl.cdiv(F, blocks.columns)
     rows, chunks = blocks.rows_of_warpgroup, blocks.columns // SWIZZLED
-    group_sizes_E = group_sizes_E.astype(jnp.int32)
-    end_E = jnp.cumsum(group_sizes_E)
+    end_E = ring.cumulative_sum(group_sizes_E)
     # Large groups first: with a fixed order, programs then differ by less than the work of one tile.
     order_E = jnp.argsort(-group_sizes_E).astype(jnp.int32)
 
@@ -108,6 +107,7 @@ def transposed_grouped_matmul(
 
     dtype = x_XD.dtype
     kernel = ring.kernel(
+        "transposed_grouped_matmul",
         body,
         jax.ShapeDtypeStruct((E, D, F), dtype),
         [
@@ -119,7 +119,7 @@ def transposed_grouped_matmul(
         ],
         programs=programs,
     )
-    return kernel(x_XD, dy_XF, order_E, end_E - group_sizes_E, end_E)
+    return kernel(x_XD, dy_XF, order_E, jnp.pad(end_E, (1, 0)), end_E)
 
 
 def _keep_rows(ref, first, last):
