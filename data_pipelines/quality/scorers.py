@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,11 @@ def _file(path: str) -> Path:
 
 def _fasttext() -> Any:
     try:
-        import fasttext  # pyright: ignore[reportMissingImports] (an extra)
+        return importlib.import_module("fasttext")  # of an extra, whose distribution has another name
     except ImportError as error:
         raise ValueError(
             "FastTextModelConfig needs the package fasttext: pip install -e '.[quality]' -c constraints.txt"
         ) from error
-    return fasttext
 
 
 @functools.lru_cache(maxsize=1)
@@ -137,4 +137,4 @@ def _score_with_fasttext(scorer: FastTextModelConfig, texts: pa.Array) -> np.nda
     for row, text in enumerate(texts.to_pylist()):
         names, probabilities = model.predict(text.replace("\n", " "), k=len(labels))
         scores[row] = dict(zip(names, probabilities, strict=True)).get(scorer.label, 0.0)
-    return scores
+    return scores.clip(0.0, 1.0)  # fastText's sums of float32 exceed 1 by some 1e-5
