@@ -14,6 +14,7 @@ from data_pipelines import files
 # A row group is what is in memory at one time.
 _GROUP_BYTES = 8 << 20
 _GROUP_DOCUMENTS = 2000
+_SMALL_BYTES = 512 << 10  # so much text and all that is found of it fit into a processor's cache
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 TEXT_SCHEMA = pa.schema([("id", pa.string()), ("key", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
@@ -92,6 +93,17 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=columns)
             yield pa.record_batch([column.combine_chunks() for column in table.columns], schema=table.schema)
+
+
+def small_batches(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices of a batch with the column bytes, each with about 512 KB of text and at least one document."""
+    ends = batch.column("bytes").to_numpy().cumsum()
+    first = 0
+    while first < len(batch):
+        begin = ends[first - 1] if first else 0
+        last = max(int(ends.searchsorted(begin + _SMALL_BYTES, side="right")), first + 1)
+        yield batch.slice(first, last - first)
+        first = last
 
 
 def column(path: Path, name: str) -> pa.Array:

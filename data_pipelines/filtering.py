@@ -1,4 +1,4 @@
-"""The filters of a pipeline, together: a shard is read once, and what they want to know of its words is found once.
+"""Measuring for all stages together: a shard is read once, and what they want to know of its words is found once.
 
 The attributes of every filter are a task of their own, so that a filter that is added or changed costs itself only, and
 those after it where it changes texts.
@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines import files, stages, tasks
-from data_pipelines.documents import Shard, parquet_writer, read_batches
+from data_pipelines.documents import Shard, parquet_writer, read_batches, small_batches
 from data_pipelines.engines import Engine
 from data_pipelines.measuring import measure_path
 from data_pipelines.progress import Step
@@ -25,7 +25,6 @@ from data_pipelines.reading import shard_path
 from data_pipelines.stages.texts import Texts
 
 _TEXT = "text"  # the step, and directory in work, of the texts that filters changed
-_PART_BYTES = 512 << 10  # so much text and all that is found of it fit into a processor's cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class ShardWork:
 
     root: Path
     shard: Shard
-    filters: tuple[tuple[str, stages.FilterConfig], ...]
+    filters: tuple[tuple[str, stages.StageConfig], ...]
     pending: tuple[tasks.Task, ...]
 
 
@@ -64,7 +63,7 @@ def measure(
     engine: Engine,
     step: Step,
     root: Path,
-    filters: Mapping[str, stages.FilterConfig],
+    filters: Mapping[str, stages.StageConfig],
     shards: Sequence[Shard],
     hashes: Mapping[str, str],
 ) -> Filtered:
@@ -114,7 +113,7 @@ def rates(filtered: Filtered) -> str:
 
 
 def _task(
-    root: Path, step: str, shard: Shard, hashes: Mapping[str, str], filters: Mapping[str, stages.FilterConfig]
+    root: Path, step: str, shard: Shard, hashes: Mapping[str, str], filters: Mapping[str, stages.StageConfig]
 ) -> tasks.Task:
     """The task of one filter, or of the texts, for one shard; it depends on the filters before that change texts."""
     names = list(filters)
@@ -158,14 +157,14 @@ def _path(work: ShardWork, step: str) -> Path:
 
 
 def _filter_batch(
-    filters: Sequence[tuple[str, stages.FilterConfig]],
+    filters: Sequence[tuple[str, stages.StageConfig]],
     batch: pa.RecordBatch,
     pending: set[str],
     seconds: dict[str, float],
 ) -> dict[str, pa.RecordBatch]:
     """Attributes, and texts, of one batch of documents by step; adds the time of each to `seconds`."""
     tables: dict[str, list[pa.RecordBatch]] = defaultdict(list)
-    for part in _parts(batch):
+    for part in small_batches(batch):
         texts = Texts(part.column("text"))
         rewrites = []
         for name, config in filters:
@@ -182,17 +181,6 @@ def _filter_batch(
         if _TEXT in pending:
             tables[_TEXT].append(_with_texts(part, texts, rewrites))
     return {name: pa.concat_batches(parts) for name, parts in tables.items()}
-
-
-def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of about `_PART_BYTES` of text, of at least one document each."""
-    ends = batch.column("bytes").to_numpy().cumsum()
-    first = 0
-    while first < len(batch):
-        begin = ends[first - 1] if first else 0
-        last = max(int(ends.searchsorted(begin + _PART_BYTES, side="right")), first + 1)
-        yield batch.slice(first, last - first)
-        first = last
 
 
 def _with_texts(batch: pa.RecordBatch, texts: Texts, rewrites: Sequence[stages.RewriteConfig]) -> pa.RecordBatch:

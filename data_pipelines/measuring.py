@@ -54,7 +54,7 @@ class DecideTask(tasks.Task):
     """
 
     stage_name: str
-    stage: stages.FilterConfig
+    stage: stages.BoundedConfig
     shard: Shard
     previous: str | None
 

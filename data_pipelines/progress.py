@@ -35,7 +35,6 @@ class Step:
         else:
             self.bytes += done.result.get("bytes", 0)
 
-
     def phase(self, name: str, num_tasks: int) -> None:
         """Shows a part of the step that has tasks of its own."""
         self._bar.reset(self._id, total=num_tasks, description=f"{self._name}: {name}")

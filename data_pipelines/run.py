@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import os
 import re
 import shutil
@@ -11,14 +12,25 @@ from typing import Any
 
 from rich.console import Console
 
-from data_pipelines import deduplicate, files, filtering, measuring, reading, selecting, stages, tasks, tokenising
+from data_pipelines import (
+    decontaminate,
+    deduplicate,
+    files,
+    filtering,
+    measuring,
+    reading,
+    selecting,
+    stages,
+    tasks,
+    tokenising,
+)
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
 from data_pipelines.progress import Reporter, Step
 from data_pipelines.quality import scorers, selection
-from slmjax.config import ExistingTokenizerConfig, PipelineConfig
+from slmjax.config import DecontaminationConfig, ExistingTokenizerConfig, PipelineConfig
 from slmjax.config.pipeline import StageConfig
 from slmjax.config.resolved import to_json
 from slmjax.data.exclusive import only_user
@@ -38,6 +50,7 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     for stage in config.stages:  # a scorer that cannot be used is known before an hour of reading
         if isinstance(stage, scorers.QualityStageConfig):
             scorers.measured_content(stage)
+    deduplicate.check(_named(config.stages))
     root = Path(os.path.expandvars(config.output_dir)).expanduser()
     with only_user(root), LocalEngine(config.num_workers) as engine:
         reporter = Reporter(console or Console(), root / "timings.json")
@@ -116,30 +129,41 @@ class _Run:
         sha256 of its verdicts on each shard.
         """
         named = _named(self.config.stages)
-        filters = {name: stage for name, stage in named.items() if isinstance(stage, stages.FilterConfig)}
-        rewrites = [name for name in filters if isinstance(filters[name], stages.RewriteConfig)]
-        with self.reporter.step("filters", len(read)) as step:
-            filtered = filtering.measure(self.engine, step, self.root, filters, read, read_hashes)
+        indices = decontaminate.make_indices(self.engine, self.reporter, self.root, named, self.config.normalise)
+        together = {
+            **{name: stage for name, stage in named.items() if isinstance(stage, stages.StageConfig)},
+            **indices,
+        }
+        together = {name: together[name] for name in named if name in together}
+        rewrites = [name for name in together if isinstance(together[name], stages.RewriteConfig)]
+        with self.reporter.step("measure", len(read)) as step:
+            filtered = filtering.measure(self.engine, step, self.root, together, read, read_hashes)
             step.note = filtering.rates(filtered)
         shards, hashes = (read, read_hashes) if rewrites else (filtered.shards, filtered.hashes)
         previous, before = None, dict.fromkeys(read_hashes, "")
+        attributes: dict[str, list[list[str]]] = {}  # hashes of those of each stage, for each shard
         counts: list[StepCounts] = []
         for name, stage in named.items():
             if rewrites and name == rewrites[-1]:
                 shards, hashes = filtered.shards, filtered.hashes
             with self.reporter.step(name, len(shards)) as step:
-                if name in filters:
+                measured: list[tasks.Done] = []
+                if name in together:
                     measured = filtered.attributes[name]
-                else:
+                elif isinstance(stage, scorers.QualityStageConfig):
                     planned = self.measurements(name, stage, shards, hashes)
                     measured = tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
+                attributes[name] = [list(done.outputs.values()) for done in measured]
+                used = [attributes[other] for other in (name, deduplicate.scored_by(stage)) if attributes.get(other)]
                 inputs = {
-                    shard.name: [before[shard.name], *done.outputs.values()]
-                    for shard, done in zip(shards, measured, strict=True)
+                    shard.name: [before[shard.name], hashes[shard.name], *itertools.chain(*(each[i] for each in used))]
+                    for i, shard in enumerate(shards)
                 }
                 decided = self.decide(name, stage, shards, inputs, previous, step)
                 counts = count_step(name, shards, [done.result for done in decided])
                 step.note = _why(counts)
+                if isinstance(stage, DecontaminationConfig):
+                    step.note = decontaminate.report(self.engine, self.root, name, tuple(shards), previous, decided)
             for kind in ("attributes", "verdicts"):
                 files.remove_others(self.root / "work" / kind / name, {f"{shard.name}.parquet" for shard in shards})
             funnel += counts
@@ -151,15 +175,12 @@ class _Run:
     def measurements(
         self,
         name: str,
-        stage: StageConfig,
+        stage: scorers.QualityStageConfig,
         shards: list[Shard],
         hashes: dict[str, str],
     ) -> list[measuring.MeasureTask]:
-        """The tasks that measure the attributes of a stage."""
-        if isinstance(stage, scorers.QualityStageConfig):
-            measured = scorers.measured_content(stage)
-        else:
-            measured = stages.measured_fields(stage)
+        """The tasks that measure the attributes of a stage by itself."""
+        measured = scorers.measured_content(stage)
         return [
             measuring.MeasureTask(
                 root=self.root,
@@ -182,7 +203,7 @@ class _Run:
         shown: Step,
     ) -> list[tasks.Done]:
         """Writes the verdicts after a stage; `inputs` are the hashes of what the verdicts of each shard depend on."""
-        if isinstance(stage, stages.FilterConfig):
+        if isinstance(stage, stages.BoundedConfig):
             planned = [
                 measuring.DecideTask(
                     root=self.root,

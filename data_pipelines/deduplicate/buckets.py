@@ -15,7 +15,7 @@ _OFFSET = np.dtype("<i8")
 
 
 def number(total_bytes: int, worker_bytes: int) -> int:
-    """How many buckets `total_bytes` of records need for one to take an eighth of `worker_bytes`, as sorting takes more."""
+    """How many buckets make one of them take an eighth of `worker_bytes`, since sorting takes several times as much."""
     return max(1, -(-8 * total_bytes // worker_bytes))
 
 

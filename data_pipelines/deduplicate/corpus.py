@@ -58,12 +58,14 @@ class Part:
     Attributes:
       path: of the file.
       documents: in it.
+      bytes: of their text, more or less for an earlier corpus.
       start: number of its first document among those of all parts.
       shard: None for an earlier corpus.
     """
 
     path: Path
     documents: int
+    bytes: int
     start: int
     shard: Shard | None
 
@@ -127,6 +129,7 @@ class PhaseTask(tasks.Task):
         if self.part.shard is not None:
             path = measure_path(self.root, self.stage_name, self.part.shard)
             return [column(path, name) for name in names]
+        assert isinstance(self.config, stages.StageConfig)
         measured = [stages.measure(self.config, batch) for batch in read_batches(self.part.path, ["id", "text"])]
         return [pa.concat_arrays([batch.column(name) for batch in measured]) for name in names]
 
@@ -152,7 +155,7 @@ class Phases:
 
     Attributes:
       parts: of earlier corpora, then of this one.
-      num_documents: in all of them.
+      num_documents, num_bytes: in all of them.
       finished: what the stage did, where an earlier run has finished it; else None.
     """
 
@@ -166,9 +169,16 @@ class Phases:
         self.num_documents = 0
         files = [(path, None) for path in earlier] + [(shard_path(step.root, shard), shard) for shard in step.shards]
         for path, shard in files:
-            documents = shard.documents if shard else pq.read_metadata(path).num_rows
-            self.parts.append(Part(path=path, documents=documents, start=self.num_documents, shard=shard))
+            documents, num_bytes = (shard.documents, shard.bytes) if shard else _size(path)
+            part = Part(path=path, documents=documents, bytes=num_bytes, start=self.num_documents, shard=shard)
+            self.parts.append(part)
             self.num_documents += documents
+        if self.num_documents >= 1 << 32:
+            raise ValueError(
+                f"{step.name} can number 2**32 documents, got {self.num_documents}; split the corpus in two and name "
+                "the output of the first in `against` of the second"
+            )
+        self.num_bytes = sum(part.bytes for part in self.parts)
         done = [tasks.load_finished(task) for task in self._verdict_tasks(())]
         self.finished = [task for task in done if task is not None]
         if len(self.finished) < len(done):
@@ -266,6 +276,12 @@ def _earlier_files(root: Path, against: Sequence[str]) -> list[Path]:
             )
         found += paths
     return found
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Documents in a parquet file, and about how many bytes of text."""
+    metadata = pq.read_metadata(path)
+    return metadata.num_rows, sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
 def _identity(path: Path) -> list[str | int]:

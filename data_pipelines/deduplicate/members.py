@@ -82,6 +82,8 @@ def _contents(task: PhaseTask, rows: np.ndarray) -> Iterator[tuple[bytes, np.nda
     for batch in read_batches(task.part.path, ["id", "text"]):
         here = rows[slice(*np.searchsorted(rows, [start, start + len(batch)]))] - start
         start += len(batch)
+        if len(here) == 0:
+            continue
         chosen = batch.take(pa.array(here))
         hashes, counts = minhash.ngrams(task.config, hashed_words.split(chosen.column("text"), punctuation=False))
         ngrams = np.split(hashes, np.cumsum(counts)[:-1])

@@ -15,6 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from slmjax.config import (
     ConversationFilesSourceConfig,
+    EvaluationTextConfig,
     FilesSourceConfig,
     GeneratedFilesSourceConfig,
     PreferenceFilesSourceConfig,
@@ -30,7 +31,7 @@ SourceConfig = (
     | ConversationFilesSourceConfig
     | PythonFunctionsSourceConfig
 )
-ExampleFilesConfig = ScoredFilesSourceConfig | PreferenceFilesSourceConfig
+ExampleFilesConfig = ScoredFilesSourceConfig | PreferenceFilesSourceConfig | EvaluationTextConfig
 Format = Literal["jsonl", "parquet", "text", "unsupported"]
 Compression = Literal["gz", "zst"]
 

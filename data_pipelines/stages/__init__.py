@@ -11,10 +11,11 @@ from typing import Any, assert_never
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages import characters, exact, length, lines, markers, minhash, personal, repetition
+from data_pipelines.stages import characters, contamination, exact, length, lines, markers, minhash, personal, repetition
 from data_pipelines.stages.texts import Texts
 from slmjax.config import (
     CharacterFilterConfig,
+    DecontaminationConfig,
     ExactDedupConfig,
     LengthFilterConfig,
     LineFilterConfig,
@@ -26,7 +27,10 @@ from slmjax.config import (
 from slmjax.config.filters import FilterConfig, RewriteConfig
 
 DedupConfig = ExactDedupConfig | NearDedupConfig
-StageConfig = FilterConfig | DedupConfig
+# What `measure` knows. Decontamination is measured by its index, made before.
+StageConfig = FilterConfig | DedupConfig | contamination.IndexFile
+# Stages that bound what was measured.
+BoundedConfig = FilterConfig | DecontaminationConfig
 
 
 def measure(config: StageConfig, batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -50,9 +54,11 @@ def attributes(config: StageConfig, texts: Texts) -> dict[str, pa.Array]:
         case MaskPersonalDataConfig():
             return rewrite(config, texts)[1]
         case ExactDedupConfig():
-            return exact.measure(texts.array)
+            return exact.measure(texts)
         case NearDedupConfig():
-            return minhash.measure(config, texts.array)
+            return minhash.measure(config, texts)
+        case contamination.IndexFile():
+            return contamination.measure(config, texts)
         case _:
             assert_never(config)
 
@@ -64,12 +70,20 @@ def rewrite(config: RewriteConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Ar
 
 
 def measured_fields(config: StageConfig) -> dict[str, object]:
-    """The fields that `measure` depends on: all but the thresholds."""
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value for name, value in fields.items() if name not in _thresholds(config)}
+    """The fields that `measure` depends on: of filters all but the thresholds."""
+    match config:
+        case ExactDedupConfig():
+            names = []
+        case NearDedupConfig():
+            names = ["bands", "rows", "ngram", "signature_bytes", "seed"]
+        case contamination.IndexFile():
+            names = ["sha256"]
+        case _:
+            names = [field.name for field in dataclasses.fields(config) if field.name not in _thresholds(config)]
+    return {name: getattr(config, name) for name in names}
 
 
-def failed_rules(config: FilterConfig, attributes: pa.RecordBatch) -> np.ndarray:
+def failed_rules(config: BoundedConfig, attributes: pa.RecordBatch) -> np.ndarray:
     """Name of the first rule, in the order of the fields, that each document breaks; "" where it breaks none.
 
     A field min_x or max_x bounds the attribute x, or each of its values; the bound itself is allowed. only_x are the
@@ -95,6 +109,6 @@ def failed_rules(config: FilterConfig, attributes: pa.RecordBatch) -> np.ndarray
     return failed
 
 
-def _thresholds(config: StageConfig) -> dict[str, Any]:
+def _thresholds(config: BoundedConfig) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(config)]
     return {name: getattr(config, name) for name in names if name.startswith(("min_", "max_", "only_"))}

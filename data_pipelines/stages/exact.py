@@ -6,6 +6,8 @@ import string
 import numpy as np
 import pyarrow as pa
 
+from data_pipelines.stages.texts import Texts
+
 _WHITE_SPACE = string.whitespace.encode()
 _SMALL = bytes(range(256)).lower()
 # What else str.isspace knows.
@@ -15,9 +17,9 @@ _OTHER_SPACES = (
 )
 
 
-def measure(texts: pa.StringArray) -> dict[str, pa.Array]:
+def measure(texts: Texts) -> dict[str, pa.Array]:
     """The hash of each document."""
-    digests = b"".join(map(_digest, texts.to_pylist()))
+    digests = b"".join(map(_digest, texts.strings))
     return {"digest": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(texts), [None, pa.py_buffer(digests)])}
 
 

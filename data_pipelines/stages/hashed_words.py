@@ -7,24 +7,18 @@ import dataclasses
 import functools
 import hashlib
 import sys
-import unicodedata
 
 import numpy as np
 import pyarrow as pa
+
+from data_pipelines.stages import alphabet
+from data_pipelines.stages.texts import Texts
 
 # Odd constants with well mixed bits: Knuth's golden ratio (TAOCP 3, 6.4) and those of MurmurHash3's finaliser.
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
 
-# What a character is to words.
-_SEPARATES, _JOINS, _ALONE = 0, 1, 2
-# Characters of scripts without spaces between words are words by themselves: Thai and Lao, Myanmar, Khmer, kana, Chinese.
-_ALONE_RANGES = (
-    (0x0E00, 0x0F00), (0x1000, 0x10A0), (0x1780, 0x1800), (0x3040, 0x3100), (0x31F0, 0x3200), (0x3400, 0x4DC0),
-    (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x32400),
-)  # fmt: skip
-_TABLE_END = 0x32400  # no word has characters from here on: private use, tags, unassigned
 _LONG_WORD = 64
 
 
@@ -69,14 +63,13 @@ def split(texts: pa.StringArray, *, punctuation: bool) -> Words:
     Args:
       texts: the documents.
       punctuation: whether punctuation and symbols are part of words, so that only white space separates them;
-        otherwise words are runs of letters, marks and digits.
+        otherwise words are runs of letters, marks, digits and underscores. In scripts without spaces every character
+        is a word.
     """
+    data = content(texts)
     offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-    content = np.zeros(0, np.uint8)
-    if offsets[-1] > offsets[0]:
-        content = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
     offsets = offsets - offsets[0]
-    plain = np.frombuffer(content.tobytes().translate(_ascii(punctuation)), np.uint8)
+    plain = np.frombuffer(data.tobytes().translate(_ascii(punctuation)), np.uint8)
     forced = offsets[:-1]
     if len(plain) and plain.max() >= 0x80:
         plain, alone = _beyond_ascii(plain, punctuation)
@@ -96,6 +89,19 @@ def split(texts: pa.StringArray, *, punctuation: bool) -> Words:
         first=np.searchsorted(starts, offsets),
         offsets=offsets,
     )
+
+
+def content(texts: pa.StringArray) -> np.ndarray:
+    """The bytes of all documents."""
+    _, offsets, data = texts.buffers()
+    first, last = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
+    return np.frombuffer(data, np.uint8)[first:last] if last > first else np.zeros(0, np.uint8)
+
+
+@functools.lru_cache(maxsize=1)
+def of(texts: Texts) -> Words:
+    """Words without punctuation; those of the last texts are kept, since several stages want them."""
+    return split(texts.array, punctuation=False)
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -130,6 +136,14 @@ def runs(hashes: np.ndarray, n: int) -> np.ndarray:
             doubled = doubled[:-length] * np.uint64(power) + doubled[length:]
             power, length = power * power % (1 << 64), 2 * length
     assert total is not None
+    return mix(total)
+
+
+def runs_at(hashes: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
+    """Those of `runs` that start at some words."""
+    total = hashes[starts]
+    for i in range(1, n):
+        total = total * MULTIPLIER + hashes[starts + i]
     return mix(total)
 
 
@@ -175,60 +189,49 @@ def _mix_word(values: np.ndarray) -> None:
 @functools.cache
 def _ascii(punctuation: bool) -> bytes:
     """Table of bytes: capital letters become small, what separates words becomes a space; others stay."""
-    kinds = [_kind(chr(code), punctuation) for code in range(128)]
-    ascii_part = [ord(chr(code).lower()) if kind == _JOINS else 32 for code, kind in enumerate(kinds)]
-    return bytes([*ascii_part, *range(128, 256)])
+    kinds = np.frombuffer(alphabet.KINDS.ascii, np.uint8)[:128]
+    small = np.frombuffer(bytes(range(256)).lower(), np.uint8).copy()
+    small[:128][_separates(kinds, punctuation)] = 32
+    return small.tobytes()
 
 
-def _kind(character: str, punctuation: bool) -> int:
-    code = ord(character)
-    separates = character.isspace() if punctuation else unicodedata.category(character)[0] not in "LMN"
-    if separates:
-        return _SEPARATES
-    return _ALONE if any(start <= code < end for start, end in _ALONE_RANGES) else _JOINS
+def _separates(kinds: np.ndarray, punctuation: bool) -> np.ndarray:
+    return (kinds & alphabet.SPACE) != 0 if punctuation else (kinds & alphabet.WORD) == 0
 
 
 @functools.cache
-def _tables(punctuation: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Kind of every code point, and what it is without letter case where that is as long in UTF-8."""
-    kinds = np.zeros(_TABLE_END, np.uint8)
-    small = np.arange(_TABLE_END, dtype=np.uint32)
-    for code in (code for code in range(0x80, _TABLE_END) if not 0xD800 <= code < 0xE000):
-        character = chr(code)
-        kinds[code] = _kind(character, punctuation)
+def _small() -> np.ndarray:
+    """Every code point without letter case where that is as long in UTF-8, else itself."""
+    points = np.arange(len(alphabet.KINDS.all), dtype=np.uint32)
+    for point in (point for point in range(0x80, len(points)) if not 0xD800 <= point < 0xE000):
+        character = chr(point)
         lower = character.lower()
-        if lower != character and len(lower) == 1 and len(lower.encode()) == len(character.encode()):
-            small[code] = ord(lower)
-    return kinds, small
+        if len(lower) == 1 and len(lower.encode()) == len(character.encode()):
+            points[point] = ord(lower)
+    return points
 
 
 def _beyond_ascii(plain: np.ndarray, punctuation: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes with characters beyond ASCII without letter case, separators as spaces; where a word must start."""
-    kinds, small = _tables(punctuation)
+    """The bytes with characters beyond ASCII without letter case, separators as spaces; and where words must start."""
     plain = plain.copy()
-    forced = []
-    leads = np.flatnonzero(plain >= 0xC0)
-    first = plain[leads]
-    for length, low, high in ((2, 0xC0, 0xE0), (3, 0xE0, 0xF0), (4, 0xF0, 0xF8)):
-        places = leads[(first >= low) & (first < high)]
-        codes = (plain[places] & (0xFF >> (length + 1))).astype(np.uint32)
-        for i in range(1, length):
-            codes = codes << np.uint32(6) | (plain[places + i] & 0x3F)
-        codes = np.minimum(codes, _TABLE_END - 1)  # unassigned, and separates
-        kind, lower = kinds[codes], small[codes]
-        separators = places[kind == _SEPARATES]
-        for i in range(length):
+    found = alphabet.Beyond.of(plain)
+    last = len(alphabet.KINDS.all) - 1  # of all unknown characters
+    points = np.minimum(found.points, last)
+    kinds, small = alphabet.KINDS.all[points], _small()[points]
+    separates = _separates(kinds, punctuation)
+    alone = ~separates & ((kinds & alphabet.IDEOGRAPH) != 0)
+    changed = (small != points) & (points < last)
+    for size in (2, 3, 4):
+        here = found.sizes == size
+        separators = found.positions[here & separates]
+        capitals, values = found.positions[here & changed], small[here & changed]
+        for i in reversed(range(size)):
             plain[separators + i] = 32
-        changed = places[lower != codes]
-        values = lower[lower != codes]
-        for i in reversed(range(1, length)):
-            plain[changed + i] = 0x80 | (values & np.uint32(0x3F))
+            mark = 0x80 if i else (0xFF00 >> size) & 0xFF
+            plain[capitals + i] = mark | (values & np.uint32(0x3F if i else 0x7F >> size))
             values = values >> np.uint32(6)
-        lead_mark = (0xFF00 >> length) & 0xFF
-        plain[changed] = lead_mark | values
-        alone = places[kind == _ALONE]
-        forced += [alone, alone + length]
-    return plain, np.concatenate(forced)
+    edges = [found.positions[alone], found.positions[alone] + found.sizes[alone]]
+    return plain, np.concatenate(edges)
 
 
-assert sys.byteorder == "little", "words are hashed eight bytes at a time, lowest byte first"
+assert sys.byteorder == "little", "words are hashed eight bytes at a time, the lowest first"

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import hashed_words
+from data_pipelines.stages.texts import Texts
 from slmjax.config import NearDedupConfig
 
 # N-grams and permutations at a time, so that their products stay in a processor's cache.
 _BLOCK, _PERMUTATIONS = 16384, 7
 
 
-def measure(config: NearDedupConfig, texts: pa.StringArray) -> dict[str, pa.Array]:
+def measure(config: NearDedupConfig, texts: Texts) -> dict[str, pa.Array]:
     """Number of n-grams of each document, and a 64-bit hash of each band of its signature (0 where it has no words)."""
-    grams, counts = ngrams(config, hashed_words.split(texts, punctuation=False))
+    grams, counts = ngrams(config, hashed_words.of(texts))
     signatures = sign((grams >> np.uint64(32)).astype(np.uint32), counts, _multipliers(config))
     bands = signatures.reshape(len(texts), config.bands, config.rows).astype(np.uint64)
     hashes = np.arange(1, config.bands + 1, dtype=np.uint64) + np.zeros((len(texts), 1), np.uint64)

@@ -1,0 +1,82 @@
+"""Passages of texts that can repeat: paragraphs, lines, and all runs of so many words; their hashes and their bytes."""
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.stages import hashed_words
+from data_pipelines.stages.hashed_words import Words
+from slmjax.config import PassageDedupConfig, SubstringDedupConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passages:
+    """Of some documents, in order.
+
+    Attributes:
+      hashes: uint64, without letter case and white space.
+      documents: index of the document of each.
+      starts, ends: in the bytes of that document.
+    """
+
+    hashes: np.ndarray
+    documents: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+def find(config: PassageDedupConfig | SubstringDedupConfig, texts: pa.StringArray) -> Passages:
+    """The passages of a batch of documents that are long enough."""
+    words = hashed_words.split(texts, punctuation=True)
+    if isinstance(config, SubstringDedupConfig):
+        return _runs(config, words)
+    return _units(config, words, texts)
+
+
+def _runs(config: SubstringDedupConfig, words: Words) -> Passages:
+    """Every `config.words` words in a row, with the white space up to the next word."""
+    first = hashed_words.run_starts(words.first, config.words)
+    documents = np.searchsorted(words.first, first, side="right") - 1
+    offsets, last = words.offsets[documents], first + config.words - 1
+    at_end = last + 1 == words.first[documents + 1]
+    following = words.starts[np.minimum(last + 1, len(words.starts) - 1)]
+    ends = np.where(at_end, words.ends[last], following)
+    hashes = hashed_words.runs(words.hashes, config.words)[first]
+    return Passages(hashes=hashes, documents=documents, starts=words.starts[first] - offsets, ends=ends - offsets)
+
+
+def _units(config: PassageDedupConfig, words: Words, texts: pa.StringArray) -> Passages:
+    """Lines, or paragraphs: lines in a row that are not blank, with the blank ones up to the next paragraph."""
+    feeds = np.flatnonzero(hashed_words.content(texts) == ord("\n"))
+    ends_of_lines = np.union1d(feeds + 1, words.offsets[1:])  # the last line of a document may have no line feed
+    line = np.searchsorted(ends_of_lines, words.starts, side="right")
+    gap = 1 if config.unit == "line" else 2
+    new = np.ones(len(line), bool)
+    new[1:] = np.diff(line) >= gap
+    new[words.first[:-1][words.counts > 0]] = True
+    first = np.flatnonzero(new)
+    counts = np.diff(np.append(first, len(line)))
+    documents = np.searchsorted(words.first, first, side="right") - 1
+    offsets = words.offsets[documents]
+    starts = np.append(0, ends_of_lines)[line[first]]
+    if config.unit == "line":
+        ends = ends_of_lines[line[first]]
+    else:
+        same = np.append(documents[1:] == documents[:-1], False)[: len(first)]
+        ends = np.where(same, np.append(starts[1:], 0)[: len(first)], words.offsets[documents + 1])
+    long = counts >= config.shortest_words
+    return Passages(
+        hashes=_together(words.hashes, first, counts)[long],
+        documents=documents[long],
+        starts=(starts - offsets)[long],
+        ends=(ends - offsets)[long],
+    )
+
+
+def _together(hashes: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Hash of the words of each passage, that depends on their order: a sum over words mixed with their places."""
+    if len(first) == 0:
+        return hashes
+    place = (np.arange(len(hashes)) - np.repeat(first, counts)).astype(np.uint64)
+    return hashed_words.mix(np.add.reduceat(hashed_words.mix(hashes + place * hashed_words.MULTIPLIER), first))
