@@ -42,17 +42,15 @@ class NgramModel:
         likely = (self.counts[0][buckets[0]] + kinds * uniform) / (total + kinds)
         for order in range(1, min(self.ngram, len(words.hashes))):
             last = len(words.hashes) - order
-            context, whole = buckets[order - 1, :last], buckets[order, :last]
-            inside = np.flatnonzero(whole < 1 << self.bits)  # of one document
-            context, whole = context[inside], whole[inside]
-            seen = self.counts[order - 1][context].astype(np.float64)
-            kinds_after = self.types[order - 1][context].astype(np.float64)
+            inside = buckets[order, :last] < 1 << self.bits  # of one document
+            context, whole = (np.minimum(buckets[row, :last], (1 << self.bits) - 1) for row in (order - 1, order))
+            seen = self.counts[order - 1].take(context).astype(np.float64)
+            kinds_after = self.types[order - 1].take(context).astype(np.float64)
             # A context's count is at least that of what follows it, unless others share its bucket.
-            count = np.minimum(self.counts[order][whole], seen)
-            lower = likely[inside + order]
-            known = kinds_after > 0
-            mixed = (count + kinds_after * lower) / np.where(known, seen + kinds_after, 1.0)
-            likely[inside + order] = np.where(known, mixed, lower)
+            count = np.minimum(self.counts[order].take(whole), seen)
+            known = inside & (kinds_after > 0)
+            mixed = (count + kinds_after * likely[order:]) / np.where(known, seen + kinds_after, 1.0)
+            likely[order:] = np.where(known, mixed, likely[order:])
         num_words = np.diff(bounds)
         means = sum_by_document(-np.log(likely), bounds) / num_words.clip(min=1)
         return np.where(num_words > 0, means, -np.log(uniform))
