@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slmjax.config import MeshConfig, MoEConfig
+from slmjax.kernels.targets import compile_for, hopper_devices
 from slmjax.ops.activation import activate
 from slmjax.ops.grouped_matmul import grouped_matmul
 from slmjax.ops.mixture import moe_feed_forward
@@ -149,6 +150,48 @@ def test_no_row_of_full_width_is_kept_for_the_backward_pass():
     kept = {leaf.shape for leaf in jax.tree.leaves(pullback)}
     assert (X * K, 2 * F) in kept
     assert not {(X * K, D), (X * K, F)} & kept
+
+
+WIDE = {"x": (4096, 512), "w_up_EDF": (8, 512, 320), "w_gate_EDF": (8, 512, 320), "w_down_EFD": (8, 320, 512)}
+
+
+def wide(implementation, dtype=jnp.bfloat16):
+    """A function of a mixture that Hopper's kernels can compute, with gradients, and its arrays."""
+    arrays = {name: (0.1 * normal(i, *shape)).astype(dtype) for i, (name, shape) in enumerate(WIDE.items())}
+    factors_XK, ids_XK = jax.lax.top_k(jax.nn.softmax(normal(9, WIDE["x"][0], 8)), K)
+
+    def function(arrays, factors_XK, ids_XK):
+        def run(arrays, factors_XK):
+            arrays = dict(arrays)
+            return moe_feed_forward(
+                arrays.pop("x"), ids_XK, factors_XK, **arrays, activation="silu", implementation=implementation
+            )
+
+        y_XD, pullback = jax.vjp(run, arrays, factors_XK)
+        return y_XD, pullback(jnp.cos(jnp.arange(y_XD.size)).reshape(y_XD.shape).astype(y_XD.dtype))
+
+    return function, (arrays, factors_XK, ids_XK)
+
+
+def test_mixture_compiles_for_hopper():
+    function, arrays = wide("hopper")
+    try:
+        devices = hopper_devices()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    text = compile_for(devices, function, *arrays).as_text() or ""
+    # Two products forward; backward, the gradients of both operands of each.
+    assert text.count('custom_call_target="mosaic_gpu') == 6
+
+
+@pytest.mark.gpu
+def test_mixture_on_the_device_equals_the_reference_in_float32():
+    (function, arrays), (plain, wide_arrays) = wide("hopper"), wide("reference", jnp.float32)
+    with jax.default_matmul_precision("highest"):
+        want = jax.jit(plain)(jax.tree.map(lambda x: x.astype(jnp.float32), arrays[0]), *wide_arrays[1:])
+    for got, wanted in zip(jax.tree.leaves(jax.jit(function)(*arrays)), jax.tree.leaves(want), strict=True):
+        error = np.asarray(got, np.float32) - np.asarray(wanted)
+        assert np.linalg.norm(error) < 0.01 * np.linalg.norm(wanted)  # a few roundings to 8 bits
 
 
 def test_all_experts_equal_is_the_dense_feed_forward():

@@ -96,11 +96,12 @@ def grouped_matmul(
             i = lax.div(index, column_tiles)
             group = group_of[i]
             num_steps = jnp.where(group < E, steps, 0)  # what belongs to no group is left at zero
-            return num_steps, (i, group, lax.rem(index, column_tiles) * blocks.columns)
+            row = pl.multiple_of(row_of[i], ALIGNED_ROWS)
+            # All is read here, so that what the store needs has arrived when the product is done.
+            return num_steps, (group, row, first_of[i], last_of[i], lax.rem(index, column_tiles) * blocks.columns)
 
         def copy(tile, step, stage, barrier):
-            i, group, column = tile
-            row = pl.multiple_of(row_of[i], ALIGNED_ROWS)
+            group, row, _, _, column = tile
             columns, contracted = pl.ds(column, blocks.columns), pl.ds(step * blocks.contracted, blocks.contracted)
             w_tile = w.at[group, columns, contracted] if transposed else w.at[group, contracted, columns]
             plgpu.copy_gmem_to_smem(x.at[pl.ds(row, blocks.rows), contracted], x_smem.at[stage], barrier)
@@ -112,9 +113,9 @@ def grouped_matmul(
             plgpu.wgmma(acc_ref, x_smem.at[stage, pl.ds(part * rows, rows)], w_tile)
 
         def store(tile, acc, warpgroup, part):
-            i, _, column = tile
-            row = row_of[i] + part * rows
-            first, last = (jnp.clip(of[i] - row, 0, rows) for of in (first_of, last_of))
+            _, row, first, last, column = tile
+            row = row + part * rows
+            first, last = jnp.clip(first - row, 0, rows), jnp.clip(last - row, 0, rows)
             acc = acc.astype(out.dtype)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             for chunk in range(chunks):
