@@ -180,7 +180,6 @@ def attention_backward_fused(
                     plgpu.wgmma(dv_acc, p_RM, dout_smem.at[slot])
                     ds_smem[buffer, own] = ds_RM
                     plgpu.commit_smem()
-                    plgpu.wgmma(dk_acc, ds_RM, q_smem.at[slot])
                     sync(dscores_ready, num_threads=consumers)
 
                     def queries(dq_acc):
@@ -189,18 +188,20 @@ def attention_backward_fused(
                         else:
                             ds_ref, k_part = ds_smem.at[buffer], k_smem.at[:, pl.ds(wg * dq_columns, dq_columns)]
                         plgpu.wgmma(dq_acc, transposed(ds_ref), k_part)
-                        return plgpu.wgmma_accumulator_load(dq_acc, wait_n=0)
+                        plgpu.wgmma(dk_acc, ds_RM, q_smem.at[slot])
+                        dq_MH = plgpu.wgmma_accumulator_load(dq_acc, wait_n=1)
+                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                        dq_smem[wg, ...] = dq_MH
+                        plgpu.commit_smem()
+                        if by_rows:
+                            target = dq_ref.at[b, pl.ds(i * M + wg * ROWS, ROWS), head]
+                        else:
+                            target = dq_ref.at[b, pl.ds(i * M, ROWS), head, pl.ds(wg * dq_columns, dq_columns)]
+                        plgpu.copy_smem_to_gmem(dq_smem.at[wg], target, reduction_op="add")
+                        plgpu.wgmma_wait(0)
 
-                    dq_MH = pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
+                    pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
                     arrive(free + slot, num_threads=everyone)
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    dq_smem[wg, ...] = dq_MH
-                    plgpu.commit_smem()
-                    if by_rows:
-                        target = dq_ref.at[b, pl.ds(i * M + wg * ROWS, ROWS), head]
-                    else:
-                        target = dq_ref.at[b, pl.ds(i * M, ROWS), head, pl.ds(wg * dq_columns, dq_columns)]
-                    plgpu.copy_smem_to_gmem(dq_smem.at[wg], target, reduction_op="add")
 
                 each_step(consume, None)
                 return dk_acc[...], dv_acc[...]

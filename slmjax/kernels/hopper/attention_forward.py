@@ -14,6 +14,7 @@ import jax
 import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from slmjax.kernels.hopper.warpgroups import (
@@ -46,8 +47,8 @@ class ForwardTiling:
       warpgroups: consumers of a block, each with 64 rows of queries.
       k_tile: keys of a tile.
       stages: tiles of keys, and of values, in shared memory.
-      heads_together: the consumers take the same queries of as many heads of one key/value head, instead of
-        neighbouring queries of one head.
+      heads_together: consumers take the same queries of the heads of one key/value head, then the next queries; instead
+        of neighbouring queries of one head.
       turns: whether consumers take turns at the tensor cores.
     """
 
@@ -60,11 +61,6 @@ class ForwardTiling:
     def __post_init__(self):
         if self.warpgroups + 2 * self.stages + 1 > NAMED_BARRIERS:
             raise ValueError(f"ForwardTiling: more barriers than the hardware has, got {self}")
-
-    @property
-    def q_tile(self) -> int:
-        """Queries of a block's tile."""
-        return ROWS if self.heads_together else ROWS * self.warpgroups
 
 
 def attention_forward(
@@ -89,12 +85,15 @@ def attention_forward(
     S, K = k_BSKH.shape[1:3]
     W, G, dtype = tiling.warpgroups, N // K, q_BTNH.dtype
     k_tile, stages = tiling.k_tile, tiling.stages
-    heads = W if tiling.heads_together else 1
-    if T % ROWS or S % k_tile or G % heads:
-        raise ValueError(f"attention_forward: T={T}, S={S}, {G} heads a group do not fit {tiling}")
-    num_tiles, num_slices = pl.cdiv(T, tiling.q_tile), B * (N // heads)
-    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, num_tiles * tiling.q_tile)
-    bounds_XI4 = _bounds(k_start_XT, k_end_XT, q_tile=tiling.q_tile, k_tile=k_tile)
+    if T % ROWS or S % k_tile:
+        raise ValueError(f"attention_forward: T={T}, S={S} do not fit {tiling}")
+    # A unit is one consumer's work: 64 rows of queries of one head. A block takes W units of a slice, which is a head or
+    # a group of heads of one batch row, at one time.
+    heads = G if tiling.heads_together else 1
+    num_slices, num_units = B * (N // heads), T // ROWS * heads
+    num_tiles = pl.cdiv(num_units, W)
+    bounds_XI4 = _bounds(k_start_XT, k_end_XT, k_tile=k_tile, units=num_tiles * W, heads=heads, warpgroups=W)
+    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, pl.cdiv(num_tiles * W, heads) * ROWS)
     X = k_start_XT.shape[0]
 
     num_blocks = min(sm_count(), num_tiles * num_slices)
@@ -111,36 +110,48 @@ def attention_forward(
         wg, block = lax.axis_index("wg"), lax.axis_index("block")
 
         def place(i):
-            """Batch row, first head, tile of queries, and its tiles of keys, of the block's i-th piece of work."""
+            """Batch row, first head, tile, and its tiles of keys, of the block's i-th piece of work."""
             item = block + i * num_blocks
             group = div(item, together * num_tiles)
             within = item - group * (together * num_tiles)
-            tile = num_tiles - 1 - div(within, together)
-            slice_ = group * together + rem(within, together)
+            rank = div(within, together)  # the longest tiles first
+            slice_ = group * together + within - rank * together
             b = div(slice_, N // heads)
-            head = (slice_ - b * (N // heads)) * heads
-            x = b if X > 1 else 0
-            bound = lambda n: bounds_ref[x, tile, n]
-            return b, head, tile, x, bound
+            tile = num_tiles - 1 - rank
+            bounds = tuple(bounds_ref[b if X > 1 else 0, tile, n] for n in range(4))
+            return b, (slice_ - b * (N // heads)) * heads, tile, bounds
+
+        def unit_of(tile, head, w):
+            """First row of queries, and head, of a consumer."""
+            unit = tile * W + w
+            q_tile = div(unit, heads)
+            return q_tile * ROWS, head + unit - q_tile * heads
 
         num_items = div(num_tiles * num_slices - 1 - block, num_blocks) + 1
 
-        def rows_of(tile, w):
-            return tile * ROWS if tiling.heads_together else tile * (ROWS * W) + w * ROWS
+        def each_item(work, ahead, count):
+            """Folds work(place, what `ahead` said of it, count) over the items, asking `ahead` one item early."""
+
+            def now(i, carry):
+                count, here, known = carry
+                there = place(jnp.minimum(i + 1, num_items - 1))
+                then = ahead(there)
+                return work(i, here, known, count), there, then
+
+            first = place(0)
+            return lax.fori_loop(0, num_items, now, (count, first, ahead(first)))[0]
 
         @pl.when(wg == W)
         def _producer():
             plgpu.set_max_registers(PRODUCER_REGISTERS, action="decrease")
 
-            def produce(i, count):
-                b, head, tile, _, bound = place(i)
-                first, last = bound(0), bound(1)
+            def produce(i, here, _, count):
+                b, head, tile, (first, last, *_) = here
                 kv_head = div(head, G)
                 pl.when(i > 0)(lambda: sync(q_free, num_threads=both))
                 for w in range(W):
-                    rows = pl.ds(rows_of(tile, w), ROWS)
-                    source = q_ref.at[b, rows, head + w if tiling.heads_together else head]
-                    plgpu.copy_gmem_to_smem(source, q_smem.at[w], q_full)
+                    row, q_head = unit_of(tile, head, w)
+                    plgpu.copy_gmem_to_smem(q_ref.at[b, pl.ds(row, ROWS), q_head], q_smem.at[w], q_full)
 
                 def copy(j, count):
                     slot = rem(count, stages)
@@ -153,7 +164,7 @@ def attention_forward(
 
                 return lax.fori_loop(first, last, copy, count)
 
-            total = lax.fori_loop(0, num_items, produce, jnp.int32(0))
+            total = each_item(produce, lambda _: (), jnp.int32(0))
             for behind in range(stages):  # every arrival is met
 
                 @pl.when(total > behind)
@@ -177,15 +188,19 @@ def attention_forward(
                 if tiling.turns:
                     arrive(turn + rem(wg + 1, W), num_threads=2 * THREADS)
 
-            def consume(i, count):
-                b, head, tile, x, bound = place(i)
-                head = head + wg if tiling.heads_together else head
-                first, last, inner_first, inner_last = (bound(n) for n in range(4))
-                row = rows_of(tile, wg)
-                load = lambda ref: plgpu.load(
-                    ref.at[x, pl.ds(row, ROWS)], (), layout=plgpu.Layout.WGMMA.reduce(1), optimized=False
+            def rows_ahead(there):
+                b, head, tile, _ = there
+                rows = pl.ds(unit_of(tile, head, wg)[0], ROWS)
+                row_layout = plgpu.Layout.WGMMA.reduce(1)
+                return tuple(
+                    plgpu.load(ref.at[b if X > 1 else 0, rows], (), layout=row_layout, optimized=False)
+                    for ref in (start_ref, end_ref)
                 )
-                start_R, end_R = load(start_ref), load(end_ref)
+
+            def consume(i, here, known, count):
+                b, head, tile, (first, last, inner_first, inner_last) = here
+                row, head = unit_of(tile, head, wg)
+                start_R, end_R = known
                 over_keys = lambda x_R: lax.broadcast_in_dim(x_R, (ROWS, k_tile), [0])
 
                 def scores(s_RS, j):
@@ -279,7 +294,7 @@ def attention_forward(
 
                 return count + last - first
 
-            lax.fori_loop(0, num_items, consume, jnp.int32(0))
+            each_item(consume, rows_ahead, jnp.int32(0))
             if tiling.turns:
                 pl.when(wg == 0)(lambda: sync(turn, num_threads=2 * THREADS))
             plgpu.wait_smem_to_gmem(0)
@@ -311,12 +326,21 @@ def attention_forward(
     )(*inputs)
 
 
-def _bounds(k_start_XT: IntArray, k_end_XT: IntArray, *, q_tile: int, k_tile: int) -> jax.Array:
-    first_XI, last_XI = tile_bounds(k_start_XT, k_end_XT, q_tile=q_tile, k_tile=k_tile)
-    # A tile of queries that see nothing looks at one tile of keys all the same: all of it is masked.
-    last_XI = jnp.maximum(last_XI, first_XI + 1)
-    inner_first_XI, inner_last_XI = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=q_tile, k_tile=k_tile)
-    return jnp.stack([first_XI, last_XI, inner_first_XI, inner_last_XI], axis=-1).astype(jnp.int32)
+def _bounds(
+    k_start_XT: IntArray, k_end_XT: IntArray, *, k_tile: int, units: int, heads: int, warpgroups: int
+) -> jax.Array:
+    """Returns (X, blocks' tiles, 4): the tiles of keys first <= j < last, and of them those that need no mask."""
+    first_XI, last_XI = tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=k_tile)
+    inner_first_XI, inner_last_XI = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=k_tile)
+    q_tile_U = np.minimum(np.arange(units) // heads, first_XI.shape[-1] - 1)
+    xp = np if isinstance(first_XI, np.ndarray) else jnp
+    of_units = lambda bound_XI: bound_XI[:, q_tile_U].reshape(bound_XI.shape[0], -1, warpgroups)
+    first_XI = of_units(xp.where(last_XI == 0, np.iinfo(np.int32).max, first_XI)).min(-1)
+    last_XI = of_units(last_XI).max(-1)
+    # Where nobody sees anything, one tile of keys is looked at all the same, and all of it is masked.
+    first_XI, last_XI = xp.where(last_XI == 0, 0, first_XI), xp.maximum(last_XI, 1)
+    inner = of_units(inner_first_XI).max(-1), of_units(inner_last_XI).min(-1)
+    return jnp.stack([first_XI, last_XI, *inner], axis=-1).astype(jnp.int32)
 
 
 def _slices_together(num_slices: int, *, bytes_each: int) -> int:
