@@ -30,7 +30,13 @@ from data_pipelines.engines.local import LocalEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
 from data_pipelines.progress import Reporter, Step
 from data_pipelines.quality import scorers, selection
-from slmjax.config import DecontaminationConfig, ExistingTokenizerConfig, PipelineConfig
+from slmjax.config import (
+    DecontaminationConfig,
+    ExactDedupConfig,
+    ExistingTokenizerConfig,
+    FilesSourceConfig,
+    PipelineConfig,
+)
 from slmjax.config.pipeline import StageConfig
 from slmjax.config.resolved import to_json
 from slmjax.data.exclusive import only_user
@@ -128,13 +134,9 @@ class _Run:
         Returns the shards as the stages left them, the sha256 of each by name, the name of the last stage, and the
         sha256 of its verdicts on each shard.
         """
-        named = _named(self.config.stages)
+        named = self.named_stages()
         indices = decontaminate.make_indices(self.engine, self.reporter, self.root, named, self.config.normalise)
-        together = {
-            **{name: stage for name, stage in named.items() if isinstance(stage, stages.StageConfig)},
-            **indices,
-        }
-        together = {name: together[name] for name in named if name in together}
+        together = {name: stage for name, stage in (named | indices).items() if stages.is_measured(stage)}
         rewrites = [name for name in together if isinstance(together[name], stages.RewriteConfig)]
         with self.reporter.step("measure", len(read)) as step:
             filtered = filtering.measure(self.engine, step, self.root, together, read, read_hashes)
@@ -171,6 +173,12 @@ class _Run:
         if previous is not None and not any(done.kept.documents for done in counts):
             raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
         return shards, hashes, previous, before
+
+    def named_stages(self) -> dict[str, StageConfig]:
+        """Those of the config, and one of our own where ids are the corpus's: nothing else makes sure of them."""
+        named = _named(self.config.stages)
+        given = any(isinstance(source, FilesSourceConfig) and source.id_field for source in self.config.sources)
+        return {"unique_ids": ExactDedupConfig(by="id"), **named} if given else named
 
     def measurements(
         self,

@@ -1,4 +1,4 @@
-"""Exact duplicates among all documents: the digests of the parts meet, in buckets."""
+"""Exact duplicates, of texts or of ids, among all documents: the digests of the parts meet, in buckets."""
 
 import time
 
@@ -80,6 +80,7 @@ def meet(task: PhaseTask) -> tasks.Done:
 def write_verdicts(task: PhaseTask) -> tasks.Done:
     """Writes the verdicts of a shard."""
     started = time.monotonic()
+    assert isinstance(task.config, ExactDedupConfig)
     assert task.part is not None
     assert task.part.shard is not None
     rows, _, best = _digests(task)
@@ -89,7 +90,8 @@ def write_verdicts(task: PhaseTask) -> tasks.Done:
     lost = read_losses(task)
     for i in np.flatnonzero(np.isin(rows[best], list(lost))):  # and with the best of a part all others
         originals[rows[i]] = lost[int(rows[best[i]])]
-    rules = np.array(["" if original is None else "duplicate" for original in originals], object)
+    rule = "duplicate_id" if task.config.by == "id" else "duplicate"
+    rules = np.array(["" if original is None else rule for original in originals], object)
     verdicts = Verdicts.load(task.root, task.previous, task.part.shard).after(task.stage_name, rules, originals)
     return finish_verdicts(task, task.stage_name, task.part.shard, verdicts, started=started)
 
@@ -106,8 +108,13 @@ def read_losses(task: PhaseTask) -> dict[int, str]:
 
 def _digests(task: PhaseTask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the living documents of a part: rows, digests as two halves, and index of the best with the same digest."""
+    assert isinstance(task.config, ExactDedupConfig)
+    assert task.part is not None
     rows = task.living()
-    (digests,) = task.attributes(["digest"])
+    if task.config.by == "id":
+        digests = exact.digests(name.encode() for name in column(task.part.path, "id").to_pylist())
+    else:
+        (digests,) = task.attributes(["digest"])
     halves = exact.halves(digests)[rows]
     order = np.lexsort((rows, -preferences(task)[rows], halves[:, 1], halves[:, 0]))
     ordered = halves[order]

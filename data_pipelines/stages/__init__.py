@@ -6,7 +6,7 @@ document by itself; a deduplication decides on the whole corpus, from attributes
 """
 
 import dataclasses
-from typing import Any, assert_never
+from typing import Any, TypeGuard, assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,11 @@ DedupConfig = ExactDedupConfig | NearDedupConfig
 StageConfig = FilterConfig | DedupConfig | contamination.IndexFile
 # Stages that bound what was measured.
 BoundedConfig = FilterConfig | DecontaminationConfig
+
+
+def is_measured(config: object) -> TypeGuard[StageConfig]:
+    """Whether a stage looks at texts one by one first."""
+    return isinstance(config, StageConfig) and not (isinstance(config, ExactDedupConfig) and config.by == "id")
 
 
 def measure(config: StageConfig, batch: pa.RecordBatch) -> pa.RecordBatch:

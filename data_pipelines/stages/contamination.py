@@ -74,6 +74,13 @@ def measure(file: IndexFile, texts: Texts) -> dict[str, pa.Array]:
     """Places of each document where n-grams start, the largest share of a text, and which texts were found."""
     index, words, documents = load(file), hashed_words.of(texts), len(texts.array)
     places, lengths, grams = _find(index, words)
+    if len(places) == 0:
+        nothing = np.zeros(documents)
+        return {
+            "matches": pa.array(nothing, pa.int64()),
+            "item_share": pa.array(nothing, pa.float64()),
+            "found": pa.array([[]] * documents, _FOUND),
+        }
     at = np.searchsorted(words.first, places, side="right") - 1  # which document
     matches = np.bincount(np.searchsorted(words.first, np.unique(places), side="right") - 1, minlength=documents)
     # The first place of each gram in each document, then a row for every text that has the gram.
@@ -122,18 +129,18 @@ def _find(index: Index, words: Words) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """Where n-grams of the index start, among words, how many words each has, and its number."""
     prefix = int(index.prefix)
     keys = hashed_words.runs(words.hashes, prefix)
-    shift = np.uint64(64 - (8 * len(index.bits)).bit_length() + 1)
-    bits = keys >> shift
-    maybe = np.flatnonzero(index.bits[bits >> np.uint64(3)] >> (bits & np.uint64(7)).astype(np.uint8) & np.uint8(1))
+    top = (keys >> np.uint64(64 - (8 * len(index.bits)).bit_length() + 1)).view(np.int64)
+    places_of_bits = top.astype(np.uint8) & np.uint8(7)
+    maybe = np.flatnonzero(((index.bits[top >> 3] >> places_of_bits) & np.uint8(1)).view(bool))
     maybe = maybe[_position(index.keys, keys[maybe]) >= 0]
     ends = words.first[np.searchsorted(words.first, maybe, side="right")]  # of the documents
     found = [(np.zeros(0, np.int64),) * 3]
     for length in index.lengths.tolist():
         starts = maybe[maybe + length <= ends]
         found.append(_known(index, starts, length, hashed_words.runs_at(words.hashes, starts, length)))
-    counts = words.counts
-    for length in range(1, prefix):
-        starts = words.first[:-1][counts == length]
+    short = np.flatnonzero((words.counts > 0) & (words.counts < prefix))
+    for length in np.unique(words.counts[short]).tolist():
+        starts = words.first[short][words.counts[short] == length]
         hashes = whole_document(hashed_words.runs_at(words.hashes, starts, length))
         found.append(_known(index, starts, length, hashes))
     places, lengths, grams = map(np.concatenate, zip(*found, strict=True))

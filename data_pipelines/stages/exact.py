@@ -2,25 +2,35 @@
 
 import hashlib
 import string
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from data_pipelines.stages import alphabet, hashed_words
 from data_pipelines.stages.texts import Texts
 
-_WHITE_SPACE = string.whitespace.encode()
+# What str.isspace knows among ASCII.
+_WHITE_SPACE = string.whitespace.encode() + b"\x1c\x1d\x1e\x1f"
 _SMALL = bytes(range(256)).lower()
-# What else str.isspace knows.
-_OTHER_SPACES = (
-    "\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
-    "\u202f\u205f\u3000"
-)
 
 
 def measure(texts: Texts) -> dict[str, pa.Array]:
     """The hash of each document."""
-    digests = b"".join(map(_digest, texts.strings))
-    return {"digest": pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(texts), [None, pa.py_buffer(digests)])}
+    lower = texts.array if texts.is_ascii else pc.call_function("utf8_lower", [texts.array])
+    ends = np.cumsum(pc.call_function("binary_length", [lower]).to_numpy()).tolist()
+    content = hashed_words.content(lower).tobytes()
+    parts = [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    for document in _with_other_spaces(texts):
+        parts[document] = "".join(parts[document].decode().split()).encode()
+    return {"digest": digests(part.translate(_SMALL, _WHITE_SPACE) for part in parts)}
+
+
+def digests(contents: Iterable[bytes]) -> pa.Array:
+    """The first half of SHA-256 of each."""
+    halves = [hashlib.sha256(content).digest()[:16] for content in contents]
+    return pa.array(halves, pa.binary(16))
 
 
 def halves(digests: pa.Array) -> np.ndarray:
@@ -29,11 +39,10 @@ def halves(digests: pa.Array) -> np.ndarray:
     return both[digests.offset : digests.offset + len(digests)]
 
 
-def _digest(text: str) -> bytes:
-    if not text.isascii():
-        text = text.lower()
-    for space in _OTHER_SPACES:
-        if space in text:
-            text = text.replace(space, "")
-    plain = text.encode().translate(_SMALL, _WHITE_SPACE)
-    return hashlib.blake2b(plain, digest_size=16).digest()
+def _with_other_spaces(texts: Texts) -> list[int]:
+    """Which documents have white space beyond ASCII."""
+    if texts.beyond is None:
+        return []
+    known = len(alphabet.KINDS.all) - 1
+    spaces = (alphabet.KINDS.all[np.minimum(texts.beyond.points, known)] & alphabet.SPACE) != 0
+    return np.unique(np.searchsorted(texts.starts, texts.beyond.positions[spaces], side="right") - 1).tolist()

@@ -159,7 +159,7 @@ def run_starts(first: np.ndarray, n: int) -> np.ndarray:
 def _hashes(plain: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Hash of the bytes [start, end) for each word; none of them is zero."""
     padded = np.concatenate([plain, np.zeros(8, np.uint8)])
-    eights = np.ndarray((len(plain) + 1,), "<u8", buffer=padded, strides=(1,))
+    eights = np.ndarray((len(plain) + 1,), "<u8", buffer=padded, strides=(1,))  # eight bytes from every place
     lengths = ends - starts
     masks = np.array([(1 << 8 * used) - 1 for used in range(9)], np.uint64)
     hashes = eights[starts]

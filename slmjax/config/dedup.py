@@ -11,15 +11,19 @@ from slmjax.config.check import fraction, not_negative, positive, require
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExactDedupConfig:
-    """Keeps one of the documents that are equal but for letter case and white space.
+    """Keeps one of the documents that are equal but for letter case and white space, or that have the same id.
+
+    A pipeline with an id_field begins with a stage by = "id" of itself, `unique_ids`.
 
     Attributes:
+      by: what is compared.
       survivor: which one: the first in the order of the corpus, the longest, or the "best", with the highest `score`.
         Between equals the first.
       score: "<stage>.<attribute>", such as "quality_filter.score", of an earlier stage; for survivor = "best".
       against: output directories of earlier pipelines, whose documents are kept rather than any of these.
     """
 
+    by: Literal["text", "id"] = "text"
     survivor: Literal["first", "longest", "best"] = "first"
     score: str | None = None
     against: tuple[str, ...] = ()

@@ -109,6 +109,7 @@ def test_the_funnel_counts_every_document_once(finished):
     manifest = Manifest.load(finished / "manifest.json")
     assert [(step.step, step.kept.documents, step.dropped) for step in manifest.steps] == [
         ("read", 64, {"invalid_json": 1}),
+        ("unique_ids", 64, {}),
         ("length_filter", 63, {"min_words": 1}),
         ("repetition_filter", 63, {}),
         ("exact_dedup", 61, {"duplicate": 2}),

@@ -330,7 +330,7 @@ def test_generated_text_enters_through_the_gates_with_its_provenance(corpus, mod
         (7, "missing_field"),
     ]
     funnel = Manifest.load(tmp_path / "out/manifest.json").steps
-    assert [step.kept.documents for step in funnel if step.source == "generated"] == [3, 3, 1, 0]
+    assert [step.kept.documents for step in funnel if step.source == "generated"] == [3, 3, 3, 1, 0]
     # Of one prompt, all texts are on one side of the split.
     rows = [row for file in (tmp_path / "out/work/read").iterdir() for row in pq.read_table(file).to_pylist()]
     assert [row["key"] for row in rows if row["id"].startswith("generated")] == ["p1", "p1", "2"]
