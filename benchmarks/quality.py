@@ -5,7 +5,7 @@
 Texts are pieces of about 1,500 bytes: of the standard library, and of what is installed beside it. The classifier, DSIR
 and the language model of words tell the two apart; regression and preferences learn the share of a piece that is
 docstring and comment. Held out are whole files. Speed is measured on one core (CPU time) on TEXTS if given, else on the
-same Python source, as whole documents. scikit-learn and fastText are measured, too, where they are installed.
+same Python source, as whole documents. scikit-learn is measured, too, where it is installed.
 """
 
 import argparse
@@ -233,59 +233,27 @@ def run(bench: Bench, parts: dict[tuple[str, bool], list[str]], whole: pa.Array)
     )
     row("importance (DSIR)", quality, seconds, training_mb, speed(model.score, whole), size)
     print(f"\nwords alone {words:.0f} MB/s, with 2-grams in buckets {both:.0f} MB/s")
-    peers(parts, tested, is_library, training_mb, whole)
+    peer(parts, tested, is_library, training_mb, whole)
 
 
-def peers(parts, tested, is_library, training_mb, whole) -> None:
+def peer(parts, tested, is_library, training_mb, whole) -> None:
     texts = [*parts["library", False], *parts["installed", False]]
     labels = np.arange(len(texts)) < len(parts["library", False])
-    order = np.random.default_rng(1).permutation(len(texts))
     try:
         from sklearn.feature_extraction.text import HashingVectorizer
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         print("scikit-learn is not installed")
-    else:
-        vectorizer = HashingVectorizer(
-            ngram_range=(1, 2), n_features=1 << 18, alternate_sign=False, token_pattern=r"\w+|[^\w\s]+"
-        )
-        began = time.process_time()
-        model = LogisticRegression(C=100, max_iter=300).fit(vectorizer.transform(texts), labels)
-        seconds = time.process_time() - began
-        auc = area_under_curve(model.decision_function(vectorizer.transform(tested)), is_library)
-        rate = speed(lambda array: model.decision_function(vectorizer.transform(array.to_pylist())), whole)
-        print(
-            f"scikit-learn, hashing + logistic regression: AUC {auc:.4f}, {training_mb / seconds:.1f}, {rate:.1f} MB/s"
-        )
-    try:
-        import fasttext
-    except ImportError:
-        print("fastText is not installed")
         return
-
-    def line(text):
-        return " ".join(re.findall(r"\w+|[^\w\s]+", text.lower()))
-
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.writelines(f"__label__{int(labels[i])} {line(texts[i])}\n" for i in order)
-        file.flush()
-        for _ in range(20):  # its training stops at NaN now and then
-            began = time.process_time()
-            try:
-                peer = fasttext.train_supervised(
-                    file.name, wordNgrams=2, epoch=5, lr=0.5, dim=16, bucket=1 << 18, thread=1, verbose=0
-                )
-                break
-            except RuntimeError:
-                continue
-        seconds = time.process_time() - began
-
-    def score(text):
-        return dict(zip(*peer.predict(text, k=2), strict=True))["__label__1"]
-
-    auc = area_under_curve(np.array([score(line(text)) for text in tested]), is_library)
-    rate = speed(lambda array: [score(text.replace("\n", " ")) for text in array.to_pylist()], whole)
-    print(f"fastText, 2-grams, 5 epochs: AUC {auc:.4f}, {training_mb / seconds:.1f}, {rate:.1f} MB/s")
+    vectorizer = HashingVectorizer(
+        ngram_range=(1, 2), n_features=1 << 18, alternate_sign=False, token_pattern=r"\w+|[^\w\s]+"
+    )
+    began = time.process_time()
+    model = LogisticRegression(C=100, max_iter=300).fit(vectorizer.transform(texts), labels)
+    seconds = time.process_time() - began
+    auc = area_under_curve(model.decision_function(vectorizer.transform(tested)), is_library)
+    rate = speed(lambda array: model.decision_function(vectorizer.transform(array.to_pylist())), whole)
+    print(f"scikit-learn, hashing + logistic regression: AUC {auc:.4f}, {training_mb / seconds:.1f}, {rate:.1f} MB/s")
 
 
 if __name__ == "__main__":
