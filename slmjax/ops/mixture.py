@@ -3,8 +3,8 @@
 On paper, of the bytes that a layer moves beside its products, most are rows of width D, one for each of the k experts
 of a token (A = X * k of them). So a row is gathered straight from the tokens (order // k), never repeated first; a
 token's weight is applied to its F hidden numbers before the last product, so that neither the weighting nor its
-gradient touches D-wide rows; and the backward pass gathers the rows again instead of keeping them. It keeps the hidden
-products alone, A rows of F (2 F if gated), named "experts_in" for remat policies.
+gradient touches D-wide rows; and the backward pass gathers the rows again instead of keeping them. It keeps the order
+of the assignments and the hidden products, A rows of F (2 F if gated), both named "experts" for remat policies.
 """
 
 import functools
@@ -52,7 +52,7 @@ def moe_feed_forward(
     w_in = (w_up_EDF,) if w_gate_EDF is None else (w_gate_EDF, w_up_EDF)
 
     def feed_forward(x_XD, ids_XK, weights_XK, w_in, w_down_EFD):
-        order = sort_by_expert(ids_XK, num_experts=w_down_EFD.shape[0])
+        order = _named(sort_by_expert(ids_XK, num_experts=w_down_EFD.shape[0]))
         return _feed_forward(activation, implementation, x_XD, weights_XK, w_in, w_down_EFD, order)
 
     return over_batch(feed_forward, (x_XD, ids_XK, weights_XK), (w_in, w_down_EFD))
@@ -86,7 +86,7 @@ def _forward(activation, implementation, x_XD, weights_XK, w_in, w_down_EFD, ord
     E, F = w_down_EFD.shape[:2]
     joined = [jnp.concatenate(w_in, axis=-1)] if x_AD.shape[0] >= E * F else w_in
     products = [product(x_AD, w_EDF, sizes_E) for w_EDF in joined]
-    in_AG = checkpoint_name(jnp.concatenate(products, axis=-1), "experts_in")
+    in_AG = _named(jnp.concatenate(products, axis=-1))
     h_AF = _hidden(
         in_AG, _take(weights_XK.reshape(-1), order.assignment_A), activation=activation, gated=len(w_in) == 2
     )
@@ -128,6 +128,10 @@ def _sum_of_choices(y_AD, place_XK):
     """Sums a token's k rows: a gather, where a scatter would add them up in any order."""
     choices = (_take(y_AD, place_XK[:, k]).astype(jnp.float32) for k in range(place_XK.shape[1]))
     return functools.reduce(jnp.add, choices).astype(y_AD.dtype)
+
+
+def _named(tree):
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, "experts"), tree)
 
 
 def _take(x, index):

@@ -155,22 +155,26 @@ def test_no_row_of_full_width_is_kept_for_the_backward_pass():
 WIDE = {"x": (4096, 512), "w_up_EDF": (8, 512, 320), "w_gate_EDF": (8, 512, 320), "w_down_EFD": (8, 320, 512)}
 
 
-def wide(implementation, dtype=jnp.bfloat16):
-    """A function of a mixture that Hopper's kernels can compute, with gradients, and its arrays."""
-    arrays = {name: (0.1 * normal(i, *shape)).astype(dtype) for i, (name, shape) in enumerate(WIDE.items())}
+def wide(implementation):
+    """A mixture of a size that Hopper's kernels can compute, and its arrays."""
+    arrays = {name: (0.1 * normal(i, *shape)).astype(jnp.bfloat16) for i, (name, shape) in enumerate(WIDE.items())}
     factors_XK, ids_XK = jax.lax.top_k(jax.nn.softmax(normal(9, WIDE["x"][0], 8)), K)
 
     def function(arrays, factors_XK, ids_XK):
-        def run(arrays, factors_XK):
-            arrays = dict(arrays)
-            return moe_feed_forward(
-                arrays.pop("x"), ids_XK, factors_XK, **arrays, activation="silu", implementation=implementation
-            )
-
-        y_XD, pullback = jax.vjp(run, arrays, factors_XK)
-        return y_XD, pullback(jnp.cos(jnp.arange(y_XD.size)).reshape(y_XD.shape).astype(y_XD.dtype))
+        x_XD, weights = arrays["x"], {name: array for name, array in arrays.items() if name != "x"}
+        return moe_feed_forward(x_XD, ids_XK, factors_XK, **weights, activation="silu", implementation=implementation)
 
     return function, (arrays, factors_XK, ids_XK)
+
+
+def with_gradients(function):
+    """The same, and the gradients of all but the ids."""
+
+    def run(arrays, factors_XK, ids_XK):
+        y_XD, pullback = jax.vjp(lambda *args: function(*args, ids_XK), arrays, factors_XK)
+        return y_XD, pullback(jnp.cos(jnp.arange(y_XD.size)).reshape(y_XD.shape).astype(y_XD.dtype))
+
+    return run
 
 
 def test_mixture_compiles_for_hopper():
@@ -179,19 +183,34 @@ def test_mixture_compiles_for_hopper():
         devices = hopper_devices()
     except RuntimeError as error:
         pytest.skip(str(error))
-    text = compile_for(devices, function, *arrays).as_text() or ""
+    text = compile_for(devices, with_gradients(function), *arrays).as_text() or ""
     # Two products forward; backward, the gradients of both operands of each.
     assert text.count('custom_call_target="mosaic_gpu') == 6
 
 
+def test_what_is_named_for_remat_saves_the_first_product_and_the_sort():
+    function, arrays = wide("hopper")
+
+    def operations(policy):
+        run = with_gradients(jax.checkpoint(function, policy=policy))
+        text = jax.jit(run).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+        return text.count("custom_call @mosaic_gpu"), text.count("stablehlo.sort")
+
+    # The last product is computed once, whatever the policy. The sort that stays orders the groups by size.
+    assert operations(None) == (7, 3)
+    assert operations(jax.checkpoint_policies.save_only_these_names("experts")) == (6, 2)
+
+
 @pytest.mark.gpu
 def test_mixture_on_the_device_equals_the_reference_in_float32():
-    (function, arrays), (plain, wide_arrays) = wide("hopper"), wide("reference", jnp.float32)
+    function, (arrays, factors_XK, ids_XK) = wide("hopper")
+    plain, _ = wide("reference")
+    arrays_f32 = jax.tree.map(lambda x: x.astype(jnp.float32), arrays)
+    got = jax.jit(with_gradients(function))(arrays, factors_XK, ids_XK)
     with jax.default_matmul_precision("highest"):
-        want = jax.jit(plain)(jax.tree.map(lambda x: x.astype(jnp.float32), arrays[0]), *wide_arrays[1:])
-    for got, wanted in zip(jax.tree.leaves(jax.jit(function)(*arrays)), jax.tree.leaves(want), strict=True):
-        error = np.asarray(got, np.float32) - np.asarray(wanted)
-        assert np.linalg.norm(error) < 0.01 * np.linalg.norm(wanted)  # a few roundings to 8 bits
+        want = jax.jit(with_gradients(plain))(arrays_f32, factors_XK, ids_XK)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.linalg.norm(np.asarray(a, np.float32) - b) < 0.01 * np.linalg.norm(b)  # a few roundings to 8 bits
 
 
 def test_all_experts_equal_is_the_dense_feed_forward():
