@@ -187,7 +187,7 @@ def compile_for_hopper(run, variant: dict, documents: int | None):
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (state, batch))
     step = jax.jit(make_train_step(run, optimizer, schedule), donate_argnums=0)
     lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
-    return lowered.compile(compiler_options=train_step.xla_options(variant, "gpu"))
+    return lowered.compile(compiler_options=train_step.xla_options(run, variant, "gpu"))
 
 
 def main() -> None:

@@ -85,11 +85,13 @@ def configured(run, variant: dict, documents: int | None):
     )
 
 
-def xla_options(variant: dict, platform: str) -> dict | None:
+def xla_options(run, variant: dict, platform: str) -> dict | None:
     """Returns the options that training compiles with, and those of the variant in their place."""
     from slmjax.train.compiler import compiler_options
 
-    return compiler_options(platform) | {k: v for k, v in variant.items() if k.startswith("xla_")} or None
+    return (
+        compiler_options(platform, run.execution) | {k: v for k, v in variant.items() if k.startswith("xla_")} or None
+    )
 
 
 def prepare(run, variant: dict, documents: int | None) -> Prepared:
@@ -116,7 +118,7 @@ def prepare(run, variant: dict, documents: int | None) -> Prepared:
     host_batch = make_batch(run.model.vocab_size, variant["batch"], variant["length"], documents=documents)
     batch = host_batch_to_global(host_batch, mesh)
     began = time.perf_counter()
-    options = xla_options(variant, jax.default_backend())
+    options = xla_options(run, variant, jax.default_backend())
     compiled = step.lower(state, batch).compile(compiler_options=options)
     seconds = time.perf_counter() - began
 

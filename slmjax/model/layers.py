@@ -22,7 +22,7 @@ from slmjax.config import (
 )
 from slmjax.model.cache import LayerCache, update
 from slmjax.ops.attention import Implementation, attention
-from slmjax.ops.linear import project, project_activated, take_apart
+from slmjax.ops.linear import Products, project, project_activated, take_apart
 from slmjax.ops.mask import AttentionMask
 from slmjax.ops.mixture import moe_feed_forward
 from slmjax.ops.norm import layer_norm, rms_norm
@@ -43,12 +43,14 @@ class Context(NamedTuple):
       documents_BT: document of each token, 0 for padding; None is one document a row.
       implementation: of attention.
       cached: whether layers read and write a cache.
+      products: how the large projections multiply.
     """
 
     positions_BT: jax.Array
     documents_BT: jax.Array | None
     implementation: Implementation | Literal["auto"]
     cached: bool
+    products: Products
 
 
 class Routing(NamedTuple):
@@ -113,7 +115,9 @@ class Attention(nnx.Module):
         """Returns the branch's output and the cache with this call's keys and values in it."""
         config = self.config
         weights = (self.w_q_DNH[...], self.w_k_DKH[...], self.w_v_DKH[...])
-        q_BTNH, k_BTKH, v_BTKH = take_apart(project(x_BTD, weights), [weight.shape[1:] for weight in weights])
+        q_BTNH, k_BTKH, v_BTKH = take_apart(
+            project(x_BTD, weights, products=context.products), [weight.shape[1:] for weight in weights]
+        )
         if config.qkv_bias:
             q_BTNH = q_BTNH + self.b_q_NH[...].astype(q_BTNH.dtype)[None, None]
             k_BTKH = k_BTKH + self.b_k_KH[...].astype(k_BTKH.dtype)[None, None]
@@ -146,7 +150,8 @@ class Attention(nnx.Module):
             sinks_N=self.sinks_N[...] if config.sinks else None,
             implementation=context.implementation,
         )
-        y_BTD = jnp.einsum("BTNH,NHD->BTD", y_BTNH, self.w_o_NHD[...])
+        w_o_FD = self.w_o_NHD[...].reshape(-1, x_BTD.shape[-1])
+        y_BTD = project(y_BTNH.reshape(*y_BTNH.shape[:2], -1), [w_o_FD], products=context.products)
         if config.out_bias:
             y_BTD = y_BTD + self.b_o_D[...].astype(y_BTD.dtype)[None, None]
         return y_BTD, cache
@@ -177,11 +182,17 @@ class FeedForward(nnx.Module):
         """Returns the branch's output; the second value is a mixture's report, None here."""
         config = self.config
         first = ("gate", "up") if config.gated else ("up",)
-        h_BTF = project(x_BTD, [getattr(self, f"w_{name}_DF")[...] for name in first])
+        h_BTF = project(x_BTD, [getattr(self, f"w_{name}_DF")[...] for name in first], products=context.products)
         if config.bias:
             biases = [getattr(self, f"b_{name}_F")[...] for name in first]
             h_BTF = h_BTF + jnp.concatenate(biases).astype(h_BTF.dtype)[None, None]
-        y_BTD = project_activated(h_BTF, self.w_down_FD[...], activation=config.activation, gated=config.gated)
+        y_BTD = project_activated(
+            h_BTF,
+            self.w_down_FD[...],
+            activation=config.activation,
+            gated=config.gated,
+            products=context.products,
+        )
         return (y_BTD + self.b_down_D[...].astype(y_BTD.dtype)[None, None] if config.bias else y_BTD), None
 
 

@@ -155,7 +155,7 @@ def apply(
     shape = structure(config)
     group_names = [f"group_{i}" for i in range(len(shape.blocks))]
     ends = nnx.merge(shape.ends, {name: value for name, value in params.items() if name not in group_names})
-    context = Context(positions_BT, documents_BT, execution.attention, cache is not None)
+    context = Context(positions_BT, documents_BT, execution.attention, cache is not None, execution.products)
     shared = ends.shared_feed_forward if config.share_feed_forward else None
     residual_axes = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
 

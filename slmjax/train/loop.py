@@ -33,6 +33,7 @@ from slmjax.parallel.mesh import make_mesh, on_mesh
 from slmjax.parallel.rules import constrain, host_batch_to_global, process_rows
 from slmjax.train import guard
 from slmjax.train.checkpoint import Checkpointer, restore_params
+from slmjax.train.compiler import compiler_options
 from slmjax.train.restore import require_tokenizer
 from slmjax.train.state import TrainState, abstract_state, build_optimizer, init_state
 from slmjax.train.step import make_train_step
@@ -106,6 +107,7 @@ def _train(run: RunConfig, mesh: Mesh, tokenizer: Tokenizer, *, config_text: str
         on_mesh(mesh, make_train_step(run, optimizer, schedule, constrain(mesh))),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+        compiler_options=compiler_options(jax.default_backend(), run.execution),
     )
     batches = make_loader(
         run.input,
