@@ -58,6 +58,8 @@ class FusedTiling:
     stages: int = 2
 
 
+# Compiled apart, so that equal layers of a model are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling", "interpret"))
 def attention_backward_fused(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,

@@ -8,6 +8,7 @@ first; the queries of the next tile are fetched while the last one is written.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -63,6 +64,8 @@ class ForwardTiling:
             raise ValueError(f"ForwardTiling: more barriers than the hardware has, got {self}")
 
 
+# Compiled apart, so that equal layers of a model are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling", "interpret"))
 def attention_forward(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
