@@ -165,7 +165,7 @@ def _filter_batch(
     """Attributes, and texts, of one batch of documents by step; adds the time of each to `seconds`."""
     tables: dict[str, list[pa.RecordBatch]] = defaultdict(list)
     for part in small_batches(batch):
-        texts = Texts(part.column("text"))
+        texts = Texts.from_array(part.column("text"))
         rewrites = []
         for name, config in filters:
             started = time.monotonic()

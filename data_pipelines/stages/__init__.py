@@ -11,12 +11,26 @@ from typing import Any, TypeGuard, assert_never
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages import characters, contamination, exact, length, lines, markers, minhash, personal, repetition
+from data_pipelines.stages import (
+    characters,
+    contamination,
+    exact,
+    fineweb,
+    gopher,
+    length,
+    lines,
+    markers,
+    minhash,
+    personal,
+    repetition,
+)
 from data_pipelines.stages.texts import Texts
 from slmjax.config import (
     CharacterFilterConfig,
     DecontaminationConfig,
     ExactDedupConfig,
+    FineWebFilterConfig,
+    GopherFilterConfig,
     LengthFilterConfig,
     LineFilterConfig,
     MarkerFilterConfig,
@@ -40,22 +54,26 @@ def is_measured(config: object) -> TypeGuard[StageConfig]:
 
 def measure(config: StageConfig, batch: pa.RecordBatch) -> pa.RecordBatch:
     """Returns the attributes of a batch of documents, a row for each, after their ids."""
-    return pa.record_batch({"id": batch.column("id"), **attributes(config, Texts(batch.column("text")))})
+    return pa.record_batch({"id": batch.column("id"), **attributes(config, Texts.from_array(batch.column("text")))})
 
 
 def attributes(config: StageConfig, texts: Texts) -> dict[str, pa.Array]:
     """The attributes that a stage measures."""
     match config:
         case LengthFilterConfig():
-            return length.measure(texts.strings)
+            return length.measure(config, texts)
         case LineFilterConfig():
-            return lines.measure(config, texts.strings)
+            return lines.measure(config, texts)
         case CharacterFilterConfig():
-            return characters.measure(texts.strings)
+            return characters.measure(config, texts)
         case RepetitionFilterConfig():
-            return repetition.measure(texts.strings)
+            return repetition.measure(config, texts)
         case MarkerFilterConfig():
-            return markers.measure(config, texts.strings)
+            return markers.measure(config, texts)
+        case GopherFilterConfig():
+            return gopher.measure(config, texts)
+        case FineWebFilterConfig():
+            return fineweb.measure(config, texts)
         case MaskPersonalDataConfig():
             return rewrite(config, texts)[1]
         case ExactDedupConfig():

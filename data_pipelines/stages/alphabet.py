@@ -146,3 +146,13 @@ def flags(raw: bytes, beyond: Beyond | None, alphabet: Alphabet) -> np.ndarray:
         more = beyond.sizes > i
         known[beyond.positions[more] + i] = values[more] | CONTINUES
     return known
+
+
+def flags_at(data: np.ndarray, positions: np.ndarray, beyond: Beyond | None, alphabet: Alphabet) -> np.ndarray:
+    """uint8 flags of the characters that stand at some positions, without CONTINUES."""
+    found = np.frombuffer(alphabet.ascii, np.uint8)[data[positions]]
+    others = np.flatnonzero(data[positions] >= 0x80)
+    if beyond is not None and len(others):
+        characters = np.searchsorted(beyond.positions, positions[others], side="right") - 1
+        found[others] = alphabet.all[np.minimum(beyond.points[characters], _TABLED)]
+    return found

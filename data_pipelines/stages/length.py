@@ -2,10 +2,10 @@
 
 import pyarrow as pa
 
+from data_pipelines.stages.texts import Texts
+from slmjax.config.filters import LengthFilterConfig
 
-def measure(texts: list[str]) -> dict[str, pa.Array]:
-    """Characters, and words separated by white space."""
-    return {
-        "chars": pa.array([len(text) for text in texts], pa.int64()),
-        "words": pa.array([len(text.split()) for text in texts], pa.int64()),
-    }
+
+def measure(config: LengthFilterConfig, texts: Texts) -> dict[str, pa.Array]:
+    """Characters and words."""
+    return {"chars": pa.array(texts.num_chars), "words": pa.array(texts.words(config.splitter).per_document)}

@@ -1,28 +1,33 @@
 """What the lines of a document look like. Empty lines do not count."""
 
+import numpy as np
 import pyarrow as pa
 
-from slmjax.config import LineFilterConfig
+from data_pipelines.stages.ranges import share
+from data_pipelines.stages.texts import Texts
+from slmjax.config.filters import LineFilterConfig
 
 # The list of RefinedWeb (arXiv:2306.01116) and what Markdown adds.
 _BULLETS = ("•", "‣", "▶", "◀", "◦", "■", "□", "▪", "▫", "–", "- ", "* ", "+ ")  # noqa: RUF001
 _ELLIPSES = ("...", "…")
 
 
-def measure(config: LineFilterConfig, texts: list[str]) -> dict[str, pa.Array]:
+def measure(config: LineFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     """Lengths of lines, the share of the characters in long ones, the shares of bullets and of ellipses."""
-    rows = [_measure(text, config.long_line_chars) for text in texts]
-    names = ("mean_line_chars", "line_chars", "long_line_share", "bullet_line_share", "ellipsis_line_share")
-    return {name: pa.array([row[i] for row in rows], pa.float64()) for i, name in enumerate(names)}
-
-
-def _measure(text: str, long_line_chars: int) -> tuple[float, float, float, float, float]:
-    lines = [line for line in text.split("\n") if line and not line.isspace()]
-    lengths = [len(line) for line in lines]
-    total = sum(lengths)
-    if not total:
-        return 0.0, 0.0, 0.0, 0.0, 0.0
-    bullets = sum(line.lstrip().startswith(_BULLETS) for line in lines)
-    ellipses = sum(line.rstrip().endswith(_ELLIPSES) for line in lines)
-    long = sum(length for length in lengths if length > long_line_chars)
-    return total / len(lines), max(lengths), long / total, bullets / len(lines), ellipses / len(lines)
+    lines = texts.lines
+    filled = lines.num_words > 0
+    chars = np.where(filled, lines.chars, 0)
+    number, total = lines.sum(filled), lines.sum(chars)
+    longest = np.zeros(len(texts), np.int64)
+    np.maximum.at(longest, lines.document, chars)
+    long = lines.sum(np.where(chars > config.long_line_chars, chars, 0))
+    bullets = lines.sum(filled & lines.start_with(_BULLETS))
+    ellipses = lines.sum(filled & lines.end_with(_ELLIPSES))
+    return {
+        "lines": pa.array(number),
+        "mean_line_chars": pa.array(share(total, number)),
+        "line_chars": pa.array(longest),
+        "long_line_share": pa.array(share(long, total)),
+        "bullet_line_share": pa.array(share(bullets, number)),
+        "ellipsis_line_share": pa.array(share(ellipses, number)),
+    }

@@ -22,9 +22,8 @@ _PLACEHOLDERS: dict[str, bytes] = {
     "phone": b"<PHONE>",
 }
 
-_TOKEN_BYTES = 20  # no token is shorter
 _TOKEN = re.compile(
-    rb"(?<![A-Za-z0-9_\x80-\xff])(?:"
+    rb"(?<![A-Za-z0-9_\x80-\xff-])(?:"
     rb"(?:AKIA|ASIA|AGPA|AIDA|AROA|AIPA|ANPA|ANVA)[A-Z0-9]{16}"  # Amazon Web Services
     rb"|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}|glpat-[A-Za-z0-9_-]{20,}"
     rb"|xox[abeoprs]-[A-Za-z0-9-]{15,}"  # Slack
@@ -33,8 +32,19 @@ _TOKEN = re.compile(
     rb"|sk-(?:ant-|proj-)?(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}"  # OpenAI, Anthropic
     rb"|hf_[A-Za-z0-9]{30,}|npm_[A-Za-z0-9]{36}|pypi-AgEI[A-Za-z0-9_-]{50,}"
     rb"|SG\.[A-Za-z0-9_-]{16,32}\.[A-Za-z0-9_-]{16,64}"  # SendGrid
-    rb"|eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"  # JSON web token
+    rb"|eyJ[A-Za-z0-9_-]{13,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"  # JSON web token
     rb")(?![A-Za-z0-9_\x80-\xff-])"
+)
+# The first three bytes of all but SendGrid's.
+_BEGINNINGS = np.array(
+    [
+        int.from_bytes(beginning, "big")
+        for beginning in (
+            *(b"AKI", b"ASI", b"AGP", b"AID", b"ARO", b"AIP", b"ANP", b"ANV", b"AIz", b"rk_", b"sk_", b"sk-", b"eyJ"),
+            *(b"ghp", b"gho", b"ghu", b"ghs", b"ghr", b"git", b"glp", b"xox", b"hf_", b"npm", b"pyp"),
+        )
+    ],
+    np.uint32,
 )
 _LOGIN = re.compile(rb"""(?<=://)[^\s:/@<>"'`]{1,64}:[^\s/@<>"'`]{1,64}(?=@[A-Za-z0-9])""")
 _PRIVATE_KEY = re.compile(
@@ -167,11 +177,11 @@ def _find(config: MaskPersonalDataConfig, texts: Texts) -> Iterator[Span]:
     suspects = np.zeros(len(words), bool)
     if "secret" in kinds:
         yield from _private_keys(texts)
-        yield from _tokens(texts, words)
+        suspects[_words_at(words, _with_tokens(texts))] = True
     if kinds & {"secret", "email"}:
         suspects[_words_at(words, _addressed(texts))] = True
     if "ip" in kinds:
-        suspects[_with_addresses(texts, words)] = True
+        suspects[_words_at(words, _with_addresses(texts))] = True
     for word in np.flatnonzero(suspects).tolist():
         start, end = int(words.starts[word]), int(words.ends[word])
         for a, b, kind in _in_word(config, raw[start:end]):
@@ -185,25 +195,16 @@ def _find(config: MaskPersonalDataConfig, texts: Texts) -> Iterator[Span]:
 
 
 def _private_keys(texts: Texts) -> Iterator[Span]:
-    at = texts.raw.find(b"-----BEGIN ")
+    resume = at = texts.raw.find(b"PRIVATE KEY")
     while at >= 0:
         document = int(texts.starts.searchsorted(at, side="right")) - 1
-        found = _PRIVATE_KEY.match(texts.raw, at, int(texts.ends[document]))
+        start = texts.raw.rfind(b"-----BEGIN ", max(int(texts.starts[document]), at - 40), at)
+        found = _PRIVATE_KEY.match(texts.raw, start, int(texts.ends[document])) if start >= 0 else None
+        resume = at + 1
         if found:
             yield found.start(), found.end(), "secret"
-        at = texts.raw.find(b"-----BEGIN ", found.end() if found else at + 1)
-
-
-def _tokens(texts: Texts, words: Ranges) -> Iterator[Span]:
-    """Looks for tokens in all long words at once."""
-    long = np.flatnonzero(words.bytes >= _TOKEN_BYTES)
-    starts, ends = words.starts[long], words.ends[long]
-    together = b"\n".join(texts.raw[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True))
-    begins = np.append(0, np.cumsum(ends - starts + 1))
-    for found in _TOKEN.finditer(together):
-        word = int(begins.searchsorted(found.start(), side="right")) - 1
-        shift = int(starts[word] - begins[word])
-        yield found.start() + shift, found.end() + shift, "secret"
+            resume = found.end()
+        at = texts.raw.find(b"PRIVATE KEY", resume)
 
 
 def _words_at(words: Ranges, positions: np.ndarray) -> np.ndarray:
@@ -214,37 +215,49 @@ def _words_at(words: Ranges, positions: np.ndarray) -> np.ndarray:
 def _addressed(texts: Texts) -> np.ndarray:
     """Where @ stands between what is no white space and a letter or digit."""
     at = np.flatnonzero(texts.data == ord("@"))
-    at = at[at > 0]
     before = (texts.kinds[at - 1] & alphabet.SPACE) == 0
     after = texts.data[at + 1]
     return at[before & (after < 128) & ((texts.kinds[at + 1] & (alphabet.LETTER | alphabet.DIGIT)) != 0)]
 
 
-def _with_addresses(texts: Texts, words: Ranges) -> np.ndarray:
-    """Index of words with three full stops between digits, or a colon after a group of an IPv6 address."""
+def _with_tokens(texts: Texts) -> np.ndarray:
+    """Where sixteen letters, digits, _ and - in a row begin like a token."""
+    part = (texts.kinds & alphabet.WORD) != 0
+    part |= texts.data == ord("-")
+    row = part[1:-1] & part[2:]
+    for size in (2, 4, 8):
+        row = row[:-size] & row[size:]
+    row &= ~part[: len(row)]
+    at = np.flatnonzero(row) + 1
     data = texts.data
-    digit = (data - np.uint8(48)) < 10
-    stops = np.flatnonzero(digit[:-2] & (data[1:-1] == ord(".")) & digit[2:]) + 1
-    near = stops[: max(len(stops) - 2, 0)][stops[2:] - stops[:-2] <= 8]
+    first, second, third = (data[at + i].astype(np.uint32) for i in range(3))
+    after_dot = at[(data[at - 1] == ord(".")) & (data[at - 2] == ord("G"))]
+    return np.concatenate([at[np.isin((first << 16) | (second << 8) | third, _BEGINNINGS)], after_dot])
+
+
+def _with_addresses(texts: Texts) -> np.ndarray:
+    """Where four numbers have full stops between them, or a colon follows a group of an IPv6 address."""
+    data, (starts, ends) = texts.data, texts.digits
+    joined = (starts[1:] == ends[:-1] + 1) & (data[ends[:-1]] == ord("."))
+    numbers = starts[:-3][joined[:-2] & joined[1:-1] & joined[2:]] if len(starts) > 3 else starts[:0]
     colons = np.flatnonzero(data == ord(":"))
-    colons = colons[colons >= 4]
-    lower = data[colons[:, None] - np.array([4, 3, 2, 1])] | 0x20
-    hexadecimal = ((lower - np.uint8(48)) < 10) | ((lower - np.uint8(97)) < 6)
-    groups = colons[hexadecimal.all(axis=1) & np.isin(lower[:, 0], np.frombuffer(b"23f", np.uint8))]
-    return _words_at(words, np.concatenate([near, groups]))
+    colons = colons[colons > 4]
+    for before in (1, 2, 3, 4):
+        lower = data[colons - before] | 0x20
+        hexadecimal = ((lower - np.uint8(48)) < 10) | ((lower - np.uint8(97)) < 6)
+        colons = colons[hexadecimal]
+    first = data[colons - 4] | 0x20
+    return np.concatenate([numbers, colons[(first == ord("2")) | (first == ord("3")) | (first == ord("f"))]])
 
 
 def _with_numbers(texts: Texts) -> np.ndarray:
     """Positions in the lines where a telephone or card number may be."""
-    data = texts.data
-    digit = (data - np.uint8(48)) < 10
-    # The end of a North American number, or the first two groups of a card's: three digits, a separator, four digits.
-    separator = (data == ord(" ")) | (data == ord("-")) | (data == ord("."))
-    found = separator[3:-4] & digit[2:-5] & digit[1:-6] & digit[:-7]
-    for ahead in (4, 5, 6, 7):
-        found &= digit[ahead : len(data) - 7 + ahead]
-    international = (data[:-1] == ord("+")) & digit[1:]
-    thirteen = digit[:-1] & digit[1:]
-    for size in (2, 4, 5):  # 2, 4, 8, 13 digits in a row
-        thirteen = thirteen[: -size or None] & thirteen[size:]
-    return np.concatenate([np.flatnonzero(found) + 3, np.flatnonzero(international), np.flatnonzero(thirteen)])
+    data, (starts, ends) = texts.data, texts.digits
+    sizes = ends - starts
+    # The end of a North American number, or the first groups of a card's: 3 or 4 digits, a separator, 4 or more.
+    separator = data[ends[:-1]]
+    joined = (starts[1:] == ends[:-1] + 1) & (
+        (separator == ord(" ")) | (separator == ord("-")) | (separator == ord("."))
+    )
+    groups = joined & ((sizes[:-1] == 3) | (sizes[:-1] == 4)) & (sizes[1:] >= 4)
+    return np.concatenate([starts[:-1][groups], starts[data[starts - 1] == ord("+")], starts[sizes >= 13]])

@@ -1,13 +1,9 @@
 """Parts of texts, such as words and lines, as arrays: where they start and end, their sizes, hashes and flags."""
 
 import functools
-import hashlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from data_pipelines.stages import alphabet
 
 if TYPE_CHECKING:
     from data_pipelines.stages.texts import Texts
@@ -17,11 +13,11 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _OTHER = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
 _FIRST_BYTES = np.array([(1 << 8 * i) - 1 for i in range(9)], np.uint64)
-_LONG = 64  # bytes, from where on ranges are looked at one by one
+_FIRST_BITS = np.array([(1 << i) - 1 for i in range(57)], np.uint64)
 
 
 class Ranks:
-    """Counts flags, one for each position, between any two positions, from one count for every 64."""
+    """Flags, one for each position, that can be counted between any two positions: one count is kept for every 64."""
 
     def __init__(self, flags: np.ndarray):
         packed = np.packbits(flags, bitorder="little")
@@ -39,6 +35,29 @@ class Ranks:
     def count(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Number of flags from starts to ends."""
         return self.before(ends) - self.before(starts)
+
+    def count_in(self, places: "_Places") -> np.ndarray:
+        """Number of flags in each of many short ranges."""
+        bits = _overlapping(self._bits.view(np.uint8)).take(places.bytes)
+        bits >>= places.shifts
+        bits &= places.masks
+        counts = np.bitwise_count(bits)
+        if len(places.long):
+            counts = counts.astype(np.int64)
+            counts[places.long] = self.count(places.long_starts, places.long_ends)
+        return counts
+
+
+class _Places:
+    """Where the flags of ranges lie in a row of bits, for ranges of which few are longer than 56."""
+
+    def __init__(self, starts: np.ndarray, sizes: np.ndarray):
+        self.bytes = starts >> 3
+        self.shifts = (starts & 7).view(np.uint64)
+        self.masks = _FIRST_BITS.take(np.minimum(sizes, 56))
+        self.long = np.flatnonzero(sizes > 56)
+        self.long_starts = starts[self.long]
+        self.long_ends = self.long_starts + sizes[self.long]
 
 
 class Ranges:
@@ -92,52 +111,47 @@ class Ranges:
         return self.ends - self.starts
 
     @functools.cached_property
+    def _places(self) -> _Places:
+        return _Places(self.starts, self.bytes)
+
+    @functools.cached_property
     def chars(self) -> np.ndarray:
         """Characters in each range."""
-        if self.texts.is_ascii:
-            return self.bytes
-        continuing = np.uint64(0x0101010101010101 * alphabet.CONTINUES)
-        counts = np.zeros(len(self), np.int64)
-        for rows, block in _blocks(self.texts.kinds, self.starts, self.bytes):
-            counts[rows] += np.bitwise_count(block & continuing)
-        long = np.flatnonzero(self.bytes > _LONG)
-        counts[long] = self.bytes[long] - self.texts.chars(self.starts[long], self.ends[long])
-        return self.bytes - counts
+        continuing = self.texts.continuing
+        return self.bytes if continuing is None else self.bytes - continuing.count_in(self._places)
 
-    @functools.cached_property
-    def kinds(self) -> np.ndarray:
-        """Flags of all characters of each range together."""
-        return self._flags(self.texts.kinds)
-
-    @functools.cached_property
-    def marks(self) -> np.ndarray:
-        """Like `kinds`."""
-        return self._flags(self.texts.marks)
-
-    def _flags(self, flags: np.ndarray) -> np.ndarray:
-        folded = np.zeros(len(self), np.uint64)
-        for rows, block in _blocks(flags, self.starts, self.bytes):
-            folded[rows] |= block
-        for shift in (32, 16, 8):
-            folded |= folded >> np.uint64(shift)
-        together = folded.astype(np.uint8)
-        for i in np.flatnonzero(self.bytes > _LONG):
-            together[i] = np.bitwise_or.reduce(flags[self.starts[i] : self.ends[i]])
-        return together
+    def any(self, flags: np.ndarray) -> np.ndarray:
+        """Whether any of `flags`, one for each byte of the texts, is set in each range."""
+        return Ranks(flags).count_in(self._places) != 0
 
     @functools.cached_property
     def hashes(self) -> np.ndarray:
         """uint64 hash of the bytes of each range, the same everywhere; up to eight bytes no two are equal."""
-        blocks = _blocks(self.texts.data, self.starts, self.bytes)
-        _, first = next(blocks)
-        hashes = (first ^ (self.bytes.astype(np.uint64) * _OTHER)) * MULTIPLIER
-        for rows, block in blocks:
-            mixed = (hashes[rows] ^ (hashes[rows] >> _HALF)) + block
-            hashes[rows] = mixed * MULTIPLIER
-        for i in np.flatnonzero(self.bytes > _LONG):
-            content = self.texts.raw[self.starts[i] : self.ends[i]]
-            hashes[i] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-        return (hashes ^ (hashes >> _HALF)) * _OTHER
+        sizes = self.bytes
+        view = _overlapping(self.texts.data)
+        hashes = sizes.view(np.uint64) * _OTHER
+        hashes ^= view[self.starts] & _FIRST_BYTES.take(np.minimum(sizes, 8))
+        hashes *= MULTIPLIER
+        hashes ^= hashes >> _HALF
+        # Of the longer ones every further eight bytes, times a power of an odd number, are added.
+        rows = np.flatnonzero(sizes > 8)
+        if len(rows) == 0:
+            return hashes
+        sizes = sizes[rows]
+        blocks = (sizes - 1) >> 3
+        firsts = np.cumsum(blocks) - blocks
+        number = np.arange(1, int(firsts[-1] + blocks[-1]) + 1)
+        number -= np.repeat(firsts, blocks)
+        offsets = number << 3
+        content = view[np.repeat(self.starts[rows], blocks) + offsets]
+        left = np.repeat(sizes, blocks)
+        left -= offsets
+        content &= _FIRST_BYTES.take(np.minimum(left, 8, out=left))
+        content *= _OTHER
+        content ^= content >> _HALF
+        content *= _powers(int(blocks.max()) + 1).take(number)
+        hashes[rows] += np.add.reduceat(content, firsts)
+        return hashes
 
     def strings(self, rows: np.ndarray) -> list[str]:
         """The text of some ranges."""
@@ -146,19 +160,19 @@ class Ranges:
         return [raw[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 
 
-def _blocks(data: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> Iterator[tuple[slice | np.ndarray, np.ndarray]]:
-    """Yields the next up to eight bytes of ranges as uint64, zero after their ends, first of all, then of the longer.
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Quotients; 0 where the whole is nothing."""
+    return part / np.maximum(whole, 1)
 
-    Those after `_LONG` bytes are left out.
-    """
-    view = np.ndarray((len(data) - 7,), np.dtype("<u8"), np.ascontiguousarray(data), 0, (1,))
-    yield slice(None), view[starts] & _FIRST_BYTES[np.minimum(sizes, 8)]
-    rows = np.flatnonzero(sizes > 8)
-    offset = 8
-    while len(rows) and offset < _LONG:
-        yield rows, view[starts[rows] + offset] & _FIRST_BYTES[np.minimum(sizes[rows] - offset, 8)]
-        offset += 8
-        rows = rows[sizes[rows] > offset]
+
+def _overlapping(data: np.ndarray) -> np.ndarray:
+    """A view of uint8 as the uint64 that starts at each byte, but the last seven."""
+    return np.ndarray((len(data) - 7,), np.dtype("<u8"), data, 0, (1,))
+
+
+def _powers(number: int) -> np.ndarray:
+    """The first powers of the multiplier."""
+    return np.multiply.accumulate(np.full(number, MULTIPLIER))
 
 
 def group(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

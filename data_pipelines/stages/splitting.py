@@ -31,11 +31,7 @@ def words(texts: "Texts", splitter: Splitter) -> Ranges:
 
 def whitespace(texts: "Texts") -> Ranges:
     """What stands between white space, as str.split finds it."""
-    space = (texts.kinds & alphabet.SPACE) != 0
-    edges = np.flatnonzero(space[1:] != space[:-1]) + 1
-    if not space[0]:
-        edges = np.append(0, edges)
-    return Ranges(texts, edges[0::2], edges[1::2])
+    return _runs(texts, (texts.kinds & alphabet.SPACE) == 0)
 
 
 def unicode(texts: "Texts") -> Ranges:
@@ -50,20 +46,23 @@ def unicode(texts: "Texts") -> Ranges:
     joins = positions[letter[positions - 1] & letter[positions + 1]]
     word[joins] = True
     if texts.beyond is None:
-        edges = np.flatnonzero(word[1:] != word[:-1]) + 1
-        if word[0]:
-            edges = np.append(0, edges)
-        return Ranges(texts, edges[0::2], edges[1::2])
+        return _runs(texts, word)
     positions = texts.beyond.positions[texts.beyond.points == _APOSTROPHES[1]]
-    positions = positions[positions > 0]
     joins = positions[letter[positions - 1] & letter[positions + 3]]
     for i in range(3):
         word[joins + i] = True
     alone = (kinds & alphabet.IDEOGRAPH) != 0
     cut = (alone[1:] & ((kinds[1:] & alphabet.CONTINUES) == 0)) | (alone[:-1] & ~alone[1:])
-    starts = np.flatnonzero(word & np.append(True, ~word[:-1] | cut))
+    starts = np.flatnonzero(word[1:] & (~word[:-1] | cut)) + 1
     ends = np.flatnonzero(word[:-1] & (~word[1:] | cut)) + 1
     return Ranges(texts, starts, ends)
+
+
+def _runs(texts: "Texts", flags: np.ndarray) -> Ranges:
+    """The bytes in a row whose flags are set."""
+    edges = np.flatnonzero(flags[1:] != flags[:-1])
+    edges += 1
+    return Ranges(texts, edges[0::2].copy(), edges[1::2].copy())
 
 
 def datatrove(texts: "Texts") -> Ranges:

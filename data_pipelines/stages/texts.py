@@ -1,6 +1,7 @@
 """A batch of texts as one buffer of bytes, and what several stages want to know of it, computed once.
 
-Every document ends with a line feed that is not its own, so that words and lines never cross documents.
+A line feed that is no document's own stands before the first and after every one, so that words and lines never cross
+documents and every position has one before it.
 """
 
 import functools
@@ -11,44 +12,111 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.stages import alphabet, splitting
-from data_pipelines.stages.ranges import Ranges, Ranks
+from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks
 from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
 
 
 class Lines(Ranges):
-    """Lines, without their line feeds."""
+    """Lines or paragraphs, without the line feeds after them."""
+
+    @functools.cached_property
+    def first_word(self) -> np.ndarray:
+        """Index of the first word, separated by white space, that starts in each line or after it."""
+        return self.texts.words("whitespace").index(self.starts)
+
+    @functools.cached_property
+    def num_words(self) -> np.ndarray:
+        """Words in each line; a blank line has none."""
+        return self.texts.words("whitespace").index(self.ends) - self.first_word
+
+    @functools.cached_property
+    def hashes(self) -> np.ndarray:
+        """uint64 hash of the words, separated by white space, of each line and of their places in it."""
+        words, filled = self.texts.words("whitespace"), np.flatnonzero(self.num_words)
+        hashes = self.bytes.view(np.uint64) * MULTIPLIER
+        if len(filled) == 0:
+            return hashes
+        first, number = self.first_word[filled], self.num_words[filled]
+        rows = slice(first[0], first[-1] + number[-1])  # words stand in no line only where it was cut
+        places = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
+        parts = words.hashes[rows] * ((places.view(np.uint64) << np.uint64(1)) * MULTIPLIER + np.uint64(1))
+        parts ^= parts >> np.uint64(32)
+        hashes[filled] += np.add.reduceat(parts, first - first[0])
+        return hashes * MULTIPLIER
+
+    @functools.cached_property
+    def chars(self) -> np.ndarray:
+        """Characters in each line."""
+        return self.texts.chars(self.starts, self.ends)
+
+    @functools.cached_property
+    def stripped(self) -> Ranges:
+        """The lines without white space around them; of blank ones nothing is left."""
+        words, blank = self.texts.words("whitespace"), self.num_words == 0
+        first = np.minimum(self.first_word, len(words) - 1)
+        last = np.maximum(first + self.num_words - 1, 0)
+        if len(words) == 0:
+            return Ranges(self.texts, self.starts, self.starts)
+        starts = np.where(blank, self.starts, words.starts[first])
+        return Ranges(self.texts, starts, np.where(blank, starts, words.ends[last]))
+
+    def start_with(self, prefixes: Sequence[str]) -> np.ndarray:
+        """Whether each line, stripped, starts with one of the strings."""
+        inner, found = self.stripped, np.zeros(len(self), bool)
+        for prefix in (text.encode() for text in prefixes):
+            fits = inner.starts + len(prefix) <= self.ends
+            for i, byte in enumerate(prefix):
+                fits &= self.texts.data[np.where(fits, inner.starts + i, 0)] == byte
+            found |= fits
+        return found
+
+    def end_with(self, suffixes: Sequence[str]) -> np.ndarray:
+        """Whether each line, stripped, ends with one of the strings."""
+        inner, found = self.stripped, np.zeros(len(self), bool)
+        for suffix in (text.encode() for text in suffixes):
+            fits = inner.bytes >= len(suffix)
+            for i, byte in enumerate(reversed(suffix), start=1):
+                fits &= self.texts.data[np.where(fits, inner.ends - i, 0)] == byte
+            found |= fits
+        return found
 
 
 class Texts:
     """Documents in order. Positions are those of bytes in `raw`.
 
     Attributes:
-      array: the documents.
-      raw: all of them in UTF-8, each with a line feed after it, and padding.
+      raw: all of them in UTF-8, with line feeds between them and padding.
       data: the same as uint8.
       starts, ends: of each document, without its line feed.
     """
 
-    def __init__(self, array: pa.Array):
+    def __init__(self, raw: bytes, starts: np.ndarray, ends: np.ndarray):
+        self.raw = raw
+        self.data = np.frombuffer(raw, np.uint8)
+        self.starts = starts
+        self.ends = ends
+
+    @classmethod
+    def from_array(cls, array: pa.Array) -> "Texts":
+        """Texts from a column of strings."""
         joined = pc.call_function("binary_join_element_wise", [array, pa.scalar(""), pa.scalar("\n")])
         offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + len(joined) + 1]
         offsets = offsets.astype(np.int64)
-        content = joined.buffers()[2]
-        self.array = array
-        self.raw = (content.to_pybytes()[offsets[0] : offsets[-1]] if content else b"") + _PADDING
-        self.data = np.frombuffer(self.raw, np.uint8)
-        self.starts = offsets[:-1] - offsets[0]
-        self.ends = offsets[1:] - offsets[0] - 1
+        content = memoryview(joined.buffers()[2] or b"")[offsets[0] : offsets[-1]]
+        raw = b"".join([b"\n", content, _PADDING])
+        texts = cls(raw, offsets[:-1] - offsets[0] + 1, offsets[1:] - offsets[0])
+        texts.array = array
+        return texts
 
     @classmethod
-    def of(cls, strings: Sequence[str | bytes]) -> "Texts":
-        """Texts from strings, or from UTF-8."""
-        return cls(pa.array(strings, pa.string()))
+    def of(cls, strings: Sequence[str]) -> "Texts":
+        """Texts from strings."""
+        return cls.from_array(pa.array(strings, pa.string()))
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.starts)
 
     def replaced(self, edits: Sequence[tuple[int, int, bytes]]) -> "Texts":
         """Texts in which other bytes stand between each start and end, in order; these do not overlap."""
@@ -59,12 +127,16 @@ class Texts:
             pieces += [self.raw[position:start], replacement]
             position = end
         raw = b"".join([*pieces, self.raw[position:]])
-        added = np.cumsum([0] + [len(replacement) - (end - start) for start, end, replacement in edits])
-        starts, ends = (
-            (edges + added[np.searchsorted([start for start, _, _ in edits], edges)]).tolist()
-            for edges in (self.starts, self.ends)
-        )
-        return Texts.of([raw[start:end] for start, end in zip(starts, ends, strict=True)])
+        begins = np.array([start for start, _, _ in edits])
+        added = np.append(0, np.cumsum([len(replacement) - (end - start) for start, end, replacement in edits]))
+        starts, ends = (edges + added[begins.searchsorted(edges)] for edges in (self.starts, self.ends))
+        return Texts(raw, starts, ends)
+
+    @functools.cached_property
+    def array(self) -> pa.Array:
+        """The documents as a column of strings."""
+        edges = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
+        return pa.array([self.raw[start:end] for start, end in edges], pa.string())
 
     @functools.cached_property
     def strings(self) -> list[str]:
@@ -96,18 +168,18 @@ class Texts:
         """uint8 of each byte: flags of its character, such as `alphabet.SPACE`, and CONTINUES after its first byte."""
         return alphabet.flags(self.raw, self.beyond, alphabet.KINDS)
 
-    @functools.cached_property
-    def marks(self) -> np.ndarray:
-        """uint8 of each byte: other flags, such as `alphabet.TERMINAL`."""
-        return alphabet.flags(self.raw, self.beyond, alphabet.MARKS)
+    def marks_at(self, positions: np.ndarray) -> np.ndarray:
+        """uint8 of some positions: other flags of their characters, such as `alphabet.TERMINAL`."""
+        return alphabet.flags_at(self.data, positions, self.beyond, alphabet.MARKS)
 
     @functools.cached_property
-    def _characters(self) -> Ranks:
-        return Ranks((self.data & 0xC0) != 0x80)
+    def continuing(self) -> Ranks | None:
+        """The bytes after the first of a character; None where there are none."""
+        return None if self.is_ascii else Ranks((self.data & 0xC0) == 0x80)
 
     def chars(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Number of characters from starts to ends."""
-        return ends - starts if self.is_ascii else self._characters.count(starts, ends)
+        return ends - starts if self.continuing is None else ends - starts - self.continuing.count(starts, ends)
 
     @functools.cached_property
     def num_chars(self) -> np.ndarray:
@@ -118,11 +190,74 @@ class Texts:
         """How many of `flags`, one for each byte, are set in each document."""
         return Ranks(flags).count(self.starts, self.ends)
 
+    def count_kind(self, kind: int) -> np.ndarray:
+        """Characters of each document with a flag of `kinds`."""
+        return self.count((self.kinds & (kind | alphabet.CONTINUES)) == kind)
+
+    @functools.cached_property
+    def hash_signs(self) -> np.ndarray:
+        """Number of # in each document."""
+        return self.count(self.data == ord("#"))
+
+    @functools.cached_property
+    def ellipses(self) -> np.ndarray:
+        """Number of ... and of U+2026 in each document; six full stops are two."""
+        stops = np.flatnonzero(self.data == ord("."))
+        runs = np.append(0, np.flatnonzero(stops[1:] != stops[:-1] + 1) + 1)[: len(stops)]
+        threes = np.diff(np.append(runs, len(stops))) // 3
+        at = [np.repeat(stops[runs], threes)]
+        if self.beyond is not None:
+            at.append(self.beyond.positions[self.beyond.points == ord("…")])
+        return np.bincount(np.searchsorted(self.starts, np.concatenate(at), side="right") - 1, minlength=len(self))
+
+    @functools.cached_property
+    def digits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Starts and ends of ASCII digits in a row."""
+        digit = (self.data - np.uint8(ord("0"))) < 10
+        edges = np.flatnonzero(digit[1:] != digit[:-1]) + 1
+        return edges[0::2], edges[1::2]
+
     @functools.cached_property
     def lines(self) -> Lines:
         """Parts between line feeds: the last one of a document is empty where the document ends with one."""
-        ends = np.flatnonzero(self.data[: self.num_bytes] == 10)
-        return Lines(self, np.append(0, ends[:-1] + 1) if len(ends) else ends, ends)
+        feeds = np.flatnonzero(self.data[: self.num_bytes] == ord("\n"))
+        return Lines(self, feeds[:-1] + 1, feeds[1:])
+
+    @functools.cached_property
+    def text_lines(self) -> Lines:
+        """Lines as str.splitlines finds them: at other characters too, and none after the last line feed."""
+        starts, ends = self.lines.starts, self.lines.ends
+        breaks = (self.kinds & (alphabet.BREAK | alphabet.CONTINUES)) == alphabet.BREAK
+        if np.count_nonzero(breaks) > len(starts) + 1 + len(_PADDING):
+            others = np.flatnonzero(breaks & (self.data != ord("\n")))
+            sizes = np.array([1, 1, 2, 3])[np.digitize(self.data[others], [0x80, 0xC0, 0xE0])]
+            pairs = (self.data[others] == ord("\r")) & (self.data[others + 1] == ord("\n"))
+            pairs &= ~np.isin(others + 1, self.ends)
+            starts = np.sort(np.concatenate([starts, (others + sizes)[~pairs]]))
+            # The line before a pair ends at its first character.
+            ends = np.sort(np.concatenate([np.setdiff1d(ends, others[pairs] + 1), others]))
+        last = np.zeros(len(starts), bool)
+        last[np.append(np.searchsorted(starts, self.starts[1:]), len(starts)) - 1] = True
+        keep = ~(last & (starts == ends)) if len(self) else np.zeros(0, bool)
+        return Lines(self, starts[keep], ends[keep])
+
+    @functools.cached_property
+    def paragraphs(self) -> Lines:
+        """Parts of each document, stripped, between two or more line feeds; one at least."""
+        feeds = self.data == ord("\n")
+        words = self.words("whitespace")
+        blank = words.per_document == 0
+        first = words.starts[np.minimum(words.first[:-1], len(words) - 1)] if len(words) else self.starts
+        last = words.ends[np.maximum(words.first[1:] - 1, 0)] if len(words) else self.starts
+        starts, ends = np.where(blank, self.starts, first), np.where(blank, self.starts, last)
+        # Where a line feed stands alone, the paragraph goes on.
+        begin = np.flatnonzero(~feeds[2:] & feeds[1:-1] & feeds[:-2]) + 2
+        end = np.flatnonzero(~feeds[:-2] & feeds[1:-1] & feeds[2:]) + 1
+        document = np.searchsorted(self.starts, begin, side="right") - 1
+        begin = begin[(document >= 0) & (begin > starts[document]) & (begin < ends[document])]
+        document = np.searchsorted(self.starts, end, side="right") - 1
+        end = end[(document >= 0) & (end > starts[document]) & (end < ends[document])]
+        return Lines(self, np.sort(np.concatenate([starts, begin])), np.sort(np.concatenate([ends, end])))
 
     @functools.cached_property
     def _split(self) -> dict[str, Ranges]:

@@ -10,6 +10,8 @@ from slmjax.config.dedup import (
 )
 from slmjax.config.filters import (
     CharacterFilterConfig,
+    FineWebFilterConfig,
+    GopherFilterConfig,
     LengthFilterConfig,
     LineFilterConfig,
     MarkerFilterConfig,
@@ -109,8 +111,10 @@ __all__ = [
     "FastTextModelConfig",
     "FeedForwardConfig",
     "FilesSourceConfig",
+    "FineWebFilterConfig",
     "GeneratedFilesSourceConfig",
     "GenerationConfig",
+    "GopherFilterConfig",
     "GuardConfig",
     "InitConfig",
     "InputConfig",

@@ -17,12 +17,13 @@ Splitter = Literal["whitespace", "unicode", "datatrove"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LengthFilterConfig:
-    """Bounds on the characters and on the words (separated by white space) of a document."""
+    """Bounds on the characters and on the words of a document."""
 
     min_chars: int | None = None
     max_chars: int | None = None
     min_words: int | None = None
     max_words: int | None = None
+    splitter: Splitter = "whitespace"
 
     def __post_init__(self):
         positive(self, "min_chars", "max_chars", "min_words", "max_words")
@@ -30,9 +31,10 @@ class LengthFilterConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LineFilterConfig:
-    """Rules on lines, empty ones not counted; the thresholds are those of StarCoder (arXiv:2305.06161) and Gopher.
+    """Rules on lines, empty ones not counted, such as those of StarCoder (arXiv:2305.06161) and Gopher.
 
     Attributes:
+      min_lines, max_lines: number of lines.
       max_mean_line_chars: mean length of a line.
       max_line_chars: length of the longest line.
       max_long_line_share: share of the characters in lines longer than `long_line_chars`.
@@ -40,6 +42,8 @@ class LineFilterConfig:
       max_ellipsis_line_share: share of lines that end with an ellipsis.
     """
 
+    min_lines: int | None = None
+    max_lines: int | None = None
     max_mean_line_chars: float | None = None
     max_line_chars: int | None = None
     max_long_line_share: float | None = None
@@ -48,7 +52,7 @@ class LineFilterConfig:
     long_line_chars: int = 1000
 
     def __post_init__(self):
-        positive(self, "max_mean_line_chars", "max_line_chars", "long_line_chars")
+        positive(self, "min_lines", "max_lines", "max_mean_line_chars", "max_line_chars", "long_line_chars")
         fraction(self, "max_long_line_share", "max_bullet_line_share", "max_ellipsis_line_share")
 
 
@@ -65,6 +69,7 @@ class CharacterFilterConfig:
     min_alphabetic_share: float | None = None
     max_digit_share: float | None = None
     max_symbols_per_word: float | None = None
+    splitter: Splitter = "whitespace"
 
     def __post_init__(self):
         fraction(self, "min_alphabetic_share", "max_digit_share")
@@ -81,6 +86,9 @@ class RepetitionFilterConfig:
       max_duplicate_paragraph_char_share: the same of the characters in paragraphs.
       max_top_ngram_share: characters in the most frequent word 2-, 3- and 4-gram.
       max_duplicate_ngram_share: characters in word 5- to 10-grams that occurred before.
+      counting: "paper" leaves blank lines and paragraphs out, measures n-grams by the characters in words and counts a
+        character in several duplicate n-grams once; "datatrove" measures n-grams by all characters of the document,
+        takes a top n-gram with its spaces and passes over a duplicate n-gram as a whole.
     """
 
     max_duplicate_line_share: float | None = 0.30
@@ -91,6 +99,8 @@ class RepetitionFilterConfig:
     max_duplicate_ngram_share: tuple[float, float, float, float, float, float] | None = (
         0.15, 0.14, 0.13, 0.12, 0.11, 0.10,
     )  # fmt: skip
+    splitter: Splitter = "whitespace"
+    counting: Literal["paper", "datatrove"] = "paper"
 
     def __post_init__(self):
         fraction(
@@ -127,6 +137,64 @@ class MarkerFilterConfig:
         require(all(self.markers), self, f"markers must not be empty strings, got {self.markers}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GopherFilterConfig:
+    """Quality rules of Gopher (arXiv:2112.11446, A1.1), whose thresholds are the defaults, counted as datatrove does.
+
+    Attributes:
+      min_words, max_words: words of more than symbols.
+      min_mean_word_chars, max_mean_word_chars: mean length of these.
+      max_hashes_per_word: # for every word, symbols included.
+      max_ellipses_per_word: the same of ... and its one character.
+      max_bullet_line_share: lines that start with a bullet or hyphen, among all.
+      max_ellipsis_line_share: lines that end with an ellipsis.
+      min_alphabetic_word_share: words with a letter, among all words.
+      min_stop_words: how many of `stop_words` occur.
+    """
+
+    min_words: int | None = 50
+    max_words: int | None = 100_000
+    min_mean_word_chars: float | None = 3.0
+    max_mean_word_chars: float | None = 10.0
+    max_hashes_per_word: float | None = 0.1
+    max_ellipses_per_word: float | None = 0.1
+    max_bullet_line_share: float | None = 0.9
+    max_ellipsis_line_share: float | None = 0.3
+    min_alphabetic_word_share: float | None = 0.8
+    min_stop_words: int | None = 2
+    stop_words: tuple[str, ...] = ("the", "be", "to", "of", "and", "that", "have", "with")
+    splitter: Splitter = "whitespace"
+
+    def __post_init__(self):
+        positive(self, "min_words", "max_words", "min_mean_word_chars", "max_mean_word_chars")
+        fraction(self, "max_bullet_line_share", "max_ellipsis_line_share", "min_alphabetic_word_share")
+        one_word = all(len(word.split()) == 1 for word in self.stop_words)
+        require(one_word, self, f"stop_words must be words without white space, got {self.stop_words}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineWebFilterConfig:
+    """Quality rules of FineWeb (arXiv:2406.17557, 3.6), whose thresholds are the defaults. Blank lines do not count.
+
+    Attributes:
+      min_terminal_line_share: lines that end with the punctuation of a sentence.
+      max_short_line_share: lines of at most `short_line_chars` characters.
+      max_duplicate_line_char_share: characters in lines that occurred before in the document.
+      max_newlines_per_word: line feeds for every word.
+    """
+
+    min_terminal_line_share: float | None = 0.12
+    max_short_line_share: float | None = 0.67
+    max_duplicate_line_char_share: float | None = 0.01
+    max_newlines_per_word: float | None = 0.3
+    short_line_chars: int = 30
+    splitter: Splitter = "whitespace"
+
+    def __post_init__(self):
+        fraction(self, "min_terminal_line_share", "max_short_line_share", "max_duplicate_line_char_share")
+        positive(self, "short_line_chars")
+
+
 PersonalData = Literal["secret", "email", "ip", "card", "phone"]
 
 
@@ -160,5 +228,7 @@ FilterConfig = (
     | CharacterFilterConfig
     | RepetitionFilterConfig
     | MarkerFilterConfig
+    | GopherFilterConfig
+    | FineWebFilterConfig
     | MaskPersonalDataConfig
 )

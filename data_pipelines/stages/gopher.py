@@ -1,0 +1,56 @@
+"""The quality rules of Gopher (arXiv:2112.11446, A1.1), counted as datatrove does."""
+
+import functools
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.stages import alphabet
+from data_pipelines.stages.ranges import share
+from data_pipelines.stages.texts import Texts
+from slmjax.config.filters import GopherFilterConfig
+
+_BULLETS = ("•", "-")
+_ELLIPSES = ("...", "…")
+
+
+def measure(config: GopherFilterConfig, texts: Texts) -> dict[str, pa.Array]:
+    """Words and their mean length; symbols for every word; shares of lines and of words; different stop words."""
+    words, lines = texts.words(config.splitter), texts.text_lines
+    number = words.per_document
+    meaning = words.any((texts.kinds & alphabet.MEANING) != 0)  # words of symbols alone have no length
+    num_meaning = words.sum(meaning)
+    letters = words.any((texts.kinds & alphabet.LETTER) != 0)
+    bullets, ellipses = lines.start_with(_BULLETS), lines.end_with(_ELLIPSES)
+    return {
+        "words": pa.array(num_meaning),
+        "mean_word_chars": pa.array(share(words.sum(words.chars * meaning), num_meaning)),
+        "hashes_per_word": pa.array(texts.hash_signs / number.clip(1)),
+        "ellipses_per_word": pa.array(texts.ellipses / number.clip(1)),
+        "bullet_line_share": pa.array(share(lines.sum(bullets), lines.per_document)),
+        "ellipsis_line_share": pa.array(share(lines.sum(ellipses), lines.per_document)),
+        "alphabetic_word_share": pa.array(share(words.sum(letters), number)),
+        "stop_words": pa.array(_different(config.stop_words, texts, words.hashes, words.document)),
+    }
+
+
+def _different(stop_words: tuple[str, ...], texts: Texts, hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
+    """How many of the stop words are among the words of each document."""
+    wanted, shift, table = _lookup(stop_words)
+    which = table[hashes >> shift]
+    rows = np.flatnonzero(which < len(wanted))
+    rows = rows[hashes[rows] == wanted[which[rows]]]
+    found = np.zeros((len(texts), len(wanted)), bool)
+    found[document[rows], which[rows]] = True
+    return found.sum(axis=1)
+
+
+@functools.cache
+def _lookup(words: tuple[str, ...]) -> tuple[np.ndarray, np.uint64, np.ndarray]:
+    """Hashes of the words, and a table from the first bits of a hash to the one of them that it may be."""
+    wanted = np.unique(Texts.of(words).words("whitespace").hashes)
+    bits = next(bits for bits in range(8, 65) if len(np.unique(wanted >> np.uint64(64 - bits))) == len(wanted))
+    shift = np.uint64(64 - bits)
+    table = np.full(1 << bits, len(wanted), np.int16)
+    table[wanted >> shift] = np.arange(len(wanted))
+    return wanted, shift, table
