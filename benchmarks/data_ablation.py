@@ -78,10 +78,10 @@ SIZES = {
     "gpu": Size(
         30_000_000,
         4096,
-        80,
+        320,
         "quickstart_gpu.gin",
-        ("ModelConfig.width=256", "ModelConfig.repeats=8", "AttentionConfig.head_dim=32",
-         "FeedForwardConfig.hidden=704", "MuonConfig.weight_decay=0.1", "EvalSetConfig.stride=None"),
+        ("ModelConfig.width=256", "ModelConfig.repeats=8", "FeedForwardConfig.hidden=704", "InputConfig.batch_size=16",
+         "InputConfig.sequence_length=512", "MuonConfig.weight_decay=0.1", "EvalSetConfig.stride=None"),
     ),
 }  # fmt: skip
 

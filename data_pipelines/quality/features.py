@@ -4,7 +4,7 @@ A word is a run of letters, digits, underscores and bytes beyond ASCII, or a run
 (of ASCII letters). In Chinese, Japanese and Korean a word is a character. Bytes 65 and later of a word do not count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -101,13 +101,6 @@ def sum_by_document(values: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     if len(some):
         sums[some] = np.add.reduceat(values, bounds[some])
     return sums
-
-
-def join_words(pieces: Sequence[Words]) -> Words:
-    """All documents of several pieces."""
-    sizes = [np.diff(piece.bounds) for piece in pieces]
-    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate([np.zeros(0, np.int64), *sizes]))])
-    return Words(np.concatenate([np.zeros(0, np.uint64), *(piece.hashes for piece in pieces)]), bounds)
 
 
 def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, memoryview]:

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from data_pipelines.manifest import Manifest
 from data_pipelines.quality.score_files import score_files
 from data_pipelines.quality.training import train
 from data_pipelines.run import run
+from slmjax import cli
 from slmjax.config import (
     ExactDedupConfig,
     FastTextModelConfig,
@@ -383,3 +385,41 @@ REFUSED = {
 def test_configs_that_cannot_be_meant(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
+
+
+def test_the_verbs_of_data(corpus, tmp_path, monkeypatch):
+    """From gin files: a model is trained, and a config without a verb runs the pipeline that uses it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gin").write_text(f"""
+        QualityTrainingConfig.output_dir = "model"
+        QualityTrainingConfig.model = @TrainNgramModelConfig()
+        TrainNgramModelConfig.sources = (@FilesSourceConfig(),)
+        TrainNgramModelConfig.bits = 12
+        FilesSourceConfig.paths = ("{corpus}",)
+    """)
+    (tmp_path / "corpus.gin").write_text(f"""
+        PipelineConfig.output_dir = "out"
+        PipelineConfig.sources = (@FilesSourceConfig(),)
+        FilesSourceConfig.paths = ("{corpus}",)
+        PipelineConfig.stages = (@QualityFilterConfig(),)
+        QualityFilterConfig.scorer = @QualityModelConfig()
+        QualityModelConfig.path = "model"
+        PipelineConfig.tokenizer = @TrainTokenizerConfig()
+        PipelineConfig.num_workers = 1
+        PipelineConfig.split = @SplitConfig()
+        SplitConfig.held_out_fraction = 0.3
+        TrainTokenizerConfig.vocab_size = 340
+    """)
+
+    def slmjax(*arguments):
+        done = CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.output
+
+    assert "area_under_curve" in slmjax("data", "train-quality", "model.gin", "--set", "QualityTrainingConfig.seed=1")
+    assert json.loads((tmp_path / "model/model.json").read_text())["config"]["seed"] == 1
+    assert "QualityTrainingConfig.output_dir" in slmjax("show", "model.gin")
+    slmjax("data", "corpus.gin", "--set", "QualityFilterConfig.max_score_quantile=0.5")
+    assert Manifest.load(tmp_path / "out/manifest.json").steps[-1].kept.documents == 31
+    assert "done before" in slmjax("data", "run", "corpus.gin", "--set", "QualityFilterConfig.max_score_quantile=0.25")
+    assert Manifest.load(tmp_path / "out/manifest.json").steps[-1].kept.documents == 16
