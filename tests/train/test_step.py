@@ -142,6 +142,19 @@ def test_eight_devices_are_one(start, big_batch, mesh):
 
 
 @pytest.mark.multidevice
+def test_a_mixture_on_eight_devices_is_one_device(start):
+    """Each device sorts its own tokens; weights are gathered, and their gradients summed, across a scan and remat."""
+    experts = configs.MoEConfig(num_experts=4, top_k=2, hidden=8)
+    remat = "ExecutionConfig.remat = 'full'"
+    _, state, step = start(SMOOTH, remat, feed_forward=experts)
+    state, metrics = step(state, make_batch())
+    _, state_8, step = start(SMOOTH, remat, "MeshConfig.data = 2", devices=8, feed_forward=experts)
+    state_8, metrics_8 = step(state_8, make_batch())
+    assert_close(state_8, state, **REORDERED)
+    assert_close(metrics_8, metrics, **REORDERED)
+
+
+@pytest.mark.multidevice
 @pytest.mark.slow
 def test_pieces_on_eight_devices_with_muon(start):
     """All at once: accumulation of sharded pieces, sharded Newton-Schulz iterations."""
