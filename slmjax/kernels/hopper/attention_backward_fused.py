@@ -24,7 +24,6 @@ from slmjax.kernels.hopper.warpgroups import (
     ROWS,
     THREADS,
     arrive,
-    div,
     rem,
     sync,
     tiled_smem,
@@ -108,14 +107,16 @@ def attention_backward_fused(
         per_head = last - first
         key = tile * _K_TILE
 
-        def each_step(step, carry):
-            """Folds step(head, tile of queries, steps before this one, carry) over heads and tiles."""
+        def each_step(step):
+            """Does step(head, tile of queries, steps before this one) over heads and tiles; one loop, not two."""
 
-            def of_head(g, carry):
-                now = lambda i, carry: step(kv_head * G + g, i, g * per_head + i - first, carry)
-                return lax.fori_loop(first, last, now, carry)
+            def now(count, place):
+                head, i = place
+                step(head, i, count)
+                done = i + 1 == last
+                return jnp.where(done, head + 1, head), jnp.where(done, first, i + 1)
 
-            return lax.fori_loop(0, G, of_head, carry)
+            lax.fori_loop(0, G * per_head, now, (kv_head * G, first))
 
         @pl.when(wg == W)
         def _producer():
@@ -124,17 +125,25 @@ def attention_backward_fused(
             plgpu.copy_gmem_to_smem(k_ref.at[b, keys, kv_head], k_smem, kv_full)
             plgpu.copy_gmem_to_smem(v_ref.at[b, keys, kv_head], v_smem, kv_full)
 
-            def produce(head, i, count, _):
-                slot, queries = rem(count, stages), pl.ds(i * M, M)
-                pl.when(count >= stages)(lambda: sync(free + slot, num_threads=everyone))
+            def fetch(head, i, slot):
+                queries = pl.ds(i * M, M)
                 plgpu.copy_gmem_to_smem(q_ref.at[b, queries, head], q_smem.at[slot], q_full.at[slot])
                 plgpu.copy_gmem_to_smem(stats_ref.at[b, head, :, queries], stats_smem.at[slot], q_full.at[slot])
                 plgpu.copy_gmem_to_smem(ranges_ref.at[x, :, queries], ranges_smem.at[slot], q_full.at[slot])
-                plgpu.copy_gmem_to_smem(dout_ref.at[b, queries, head], dout_smem.at[slot], dout_full.at[slot])
 
-            each_step(produce, None)
+            def produce(head, i, count):
+                slot = rem(count, stages)
+                pl.when(count >= stages)(lambda: sync(free + slot, num_threads=everyone))
+                fetch(head, i, slot)
+                plgpu.copy_gmem_to_smem(dout_ref.at[b, pl.ds(i * M, M), head], dout_smem.at[slot], dout_full.at[slot])
+
+            each_step(produce)
+            # The consumers are one tile of queries ahead, after the last one too.
             total = G * per_head
-            for behind in range(stages):  # every arrival is met
+            slot = rem(total, stages)
+            pl.when(total >= stages)(lambda: sync(free + slot, num_threads=everyone))
+            fetch(kv_head * G, 0, slot)
+            for behind in range(stages - 1):  # every arrival is met
 
                 @pl.when(total > behind)
                 def _(slot=rem(total - 1 - behind + stages, stages)):
@@ -146,18 +155,22 @@ def attention_backward_fused(
             own = pl.ds(wg * ROWS, ROWS)
             plgpu.barrier_wait(kv_full)
 
-            def accumulate(dk_acc, dv_acc):
-                def consume(head, i, count, _):
+            def accumulate(dk_acc, dv_acc, s_acc):
+                def start_scores(slot):
+                    plgpu.barrier_wait(q_full.at[slot])
+                    plgpu.wgmma(s_acc, k_smem.at[own], transposed(q_smem.at[slot]))
+
+                def consume(head, i, count):
                     slot, buffer = rem(count, stages), rem(count, 2)
                     over_queries = lambda x_M: lax.broadcast_in_dim(x_M, (ROWS, M), [1])
                     load = lambda ref: over_queries(plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(0)))
-                    plgpu.barrier_wait(q_full.at[slot])
 
-                    def scores(s_acc, dp_acc):
-                        plgpu.wgmma(s_acc, k_smem.at[own], transposed(q_smem.at[slot]))
+                    s_RM = s_acc[...]
+                    pl.when(count > 0)(lambda: arrive(free + rem(count - 1 + stages, stages), num_threads=everyone))
+
+                    def scores(dp_acc, s_RM=s_RM):
                         plgpu.barrier_wait(dout_full.at[slot])
                         plgpu.wgmma(dp_acc, v_smem.at[own], transposed(dout_smem.at[slot]))
-                        s_RM = plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
                         slope_RM = None
                         if softcap is not None:
                             s_RM = jnp.tanh(s_RM * (scale / softcap))
@@ -177,11 +190,10 @@ def attention_backward_fused(
                             ds_RM = ds_RM * slope_RM
                         return p_RM.astype(dtype), ds_RM.astype(dtype)
 
-                    acc = plgpu.ACC((ROWS, M), jnp.float32)
-                    p_RM, ds_RM = pl.run_scoped(scores, acc, acc)
-                    plgpu.wgmma(dv_acc, p_RM, dout_smem.at[slot])
+                    p_RM, ds_RM = pl.run_scoped(scores, plgpu.ACC((ROWS, M), jnp.float32))
                     ds_smem[buffer, own] = ds_RM
                     plgpu.commit_smem()
+                    plgpu.wgmma(dv_acc, p_RM, dout_smem.at[slot])
                     sync(dscores_ready, num_threads=consumers)
 
                     def queries(dq_acc):
@@ -190,26 +202,32 @@ def attention_backward_fused(
                         else:
                             ds_ref, k_part = ds_smem.at[buffer], k_smem.at[:, pl.ds(wg * dq_columns, dq_columns)]
                         plgpu.wgmma(dq_acc, transposed(ds_ref), k_part)
-                        plgpu.wgmma(dk_acc, ds_RM, q_smem.at[slot])
-                        dq_MH = plgpu.wgmma_accumulator_load(dq_acc, wait_n=1)
-                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        dq_smem[wg, ...] = dq_MH
-                        plgpu.commit_smem()
-                        if by_rows:
-                            target = dq_ref.at[b, pl.ds(i * M + wg * ROWS, ROWS), head]
-                        else:
-                            target = dq_ref.at[b, pl.ds(i * M, ROWS), head, pl.ds(wg * dq_columns, dq_columns)]
-                        plgpu.copy_smem_to_gmem(dq_smem.at[wg], target, reduction_op="add")
-                        plgpu.wgmma_wait(0)
+                        # From shared memory, though they are in registers: these are wanted for the next scores.
+                        plgpu.wgmma(dk_acc, ds_smem.at[buffer, own], q_smem.at[slot])
+                        plgpu.wgmma_wait(2)
+                        s_acc[...] = plgpu.layout_cast(jnp.zeros((ROWS, M), jnp.float32), plgpu.Layout.WGMMA)
+                        start_scores(rem(count + 1, stages))
+                        return plgpu.wgmma_accumulator_load(dq_acc, wait_n=2)
 
-                    pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
-                    arrive(free + slot, num_threads=everyone)
+                    dq_MH = pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    dq_smem[wg, ...] = dq_MH
+                    plgpu.commit_smem()
+                    if by_rows:
+                        target = dq_ref.at[b, pl.ds(i * M + wg * ROWS, ROWS), head]
+                    else:
+                        target = dq_ref.at[b, pl.ds(i * M, ROWS), head, pl.ds(wg * dq_columns, dq_columns)]
+                    plgpu.copy_smem_to_gmem(dq_smem.at[wg], target, reduction_op="add")
 
-                each_step(consume, None)
-                return dk_acc[...], dv_acc[...]
+                start_scores(0)
+                each_step(consume)
+                dk_RH, dv_RH = dk_acc[...], dv_acc[...]
+                total = G * per_head
+                pl.when(total > 0)(lambda: arrive(free + rem(total - 1 + stages, stages), num_threads=everyone))
+                return dk_RH, dv_RH
 
             acc = plgpu.ACC((ROWS, H), jnp.float32)
-            dk_RH, dv_RH = pl.run_scoped(accumulate, acc, acc)
+            dk_RH, dv_RH = pl.run_scoped(accumulate, acc, acc, plgpu.ACC((ROWS, M), jnp.float32))
             sync(dscores_ready, num_threads=consumers)  # until both have read the keys for the last time
             k_smem[own] = (dk_RH * scale).astype(dtype)
             v_smem[own] = dv_RH.astype(dtype)
