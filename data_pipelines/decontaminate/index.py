@@ -90,8 +90,9 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
         counts[start : start + len(words.counts)] = words.counts
         for length in range(1, config.ngram + 1):
             found.append(_grams(batch, words, length, exactly=length < config.ngram, start=start))
-    grams = np.concatenate([whole_document(each.hashes) if each.length < prefix else each.hashes for each in found])
-    owners = np.concatenate([each.owners for each in found])
+    hashes = [whole_document(each.hashes) if each.length < prefix else each.hashes for each in found]
+    grams = np.concatenate([np.zeros(0, np.uint64), *hashes])
+    owners = np.concatenate([np.zeros(0, np.int64), *(each.owners for each in found)])
     order = np.lexsort((owners, grams))
     grams, owners = grams[order], owners[order]
     new = np.append(True, (grams[1:] != grams[:-1]) | (owners[1:] != owners[:-1]))[: len(grams)]

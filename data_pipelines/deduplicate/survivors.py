@@ -21,10 +21,11 @@ def preferences(task: PhaseTask) -> np.ndarray:
     assert config.score is not None
     stage, _, attribute = config.score.partition(".")
     try:
-        scores = column(measure_path(task.root, stage, task.part.shard), attribute)
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        scores = column(measure_path(task.root, stage, task.part.shard), attribute).cast(pa.float64())
+    except (OSError, IndexError, pa.ArrowException) as error:  # no such stage, no such attribute, no numbers
         raise ValueError(
-            f"{task.stage_name}: score = {config.score!r} must be '<stage>.<attribute>' of an earlier stage: {error}"
+            f"{task.stage_name}: score = {config.score!r} must be '<stage>.<attribute>' of an earlier stage that "
+            f"measures one number: {error}"
         ) from error
-    values = scores.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = scores.to_numpy(zero_copy_only=False)
     return np.where(np.isnan(values), -np.inf, values)
