@@ -71,6 +71,30 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A finished phase.
+
+    Attributes:
+      directory: where the files are that its tasks passed on.
+      num_files: one for each task.
+      num_buckets: in each file.
+      results: what the tasks had to say.
+      suffix: of the files; tasks may pass on more than one.
+    """
+
+    directory: Path
+    num_files: int
+    num_buckets: int
+    results: tuple[dict[str, Any], ...] = ()
+    suffix: str = ".bin"
+
+    @property
+    def paths(self) -> Iterator[Path]:
+        """The files, in order."""
+        return (self.directory / f"{number:06d}{self.suffix}" for number in range(self.num_files))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseTask(tasks.Task):
     """A task of one phase.
 
@@ -80,9 +104,9 @@ class PhaseTask(tasks.Task):
       previous: name of the stage before, None for the first.
       number: of the part or of the bucket.
       part: of the corpus; None where the task is for a bucket.
-      starts: number of the first document of every part, and the number of documents.
+      starts: number of the first document of every part, and the number of documents; for a bucket.
       num_earlier: how many parts are of earlier corpora; they come first.
-      inputs: files of earlier phases, and the number of buckets in each.
+      inputs: what earlier phases passed on.
       num_buckets: to write.
       worker_bytes: as in PipelineConfig.
     """
@@ -92,9 +116,9 @@ class PhaseTask(tasks.Task):
     previous: str | None
     number: int
     part: Part | None
-    starts: np.ndarray
+    starts: np.ndarray | None
     num_earlier: int
-    inputs: tuple[tuple[Path, int], ...]
+    inputs: tuple[Phase, ...]
     num_buckets: int
     worker_bytes: int
 
@@ -105,8 +129,9 @@ class PhaseTask(tasks.Task):
 
     def readers(self, dtype: np.dtype) -> Iterator[buckets.Reader]:
         """The inputs, one after the other."""
-        for path, num_buckets in self.inputs:
-            yield buckets.Reader(path, dtype, num_buckets)
+        for phase in self.inputs:
+            for path in phase.paths:
+                yield buckets.Reader(path, dtype, phase.num_buckets)
 
     def read(self, dtype: np.dtype) -> np.ndarray:
         """The bucket with the task's number, of all inputs together."""
@@ -114,6 +139,7 @@ class PhaseTask(tasks.Task):
 
     def part_of(self, documents: np.ndarray) -> np.ndarray:
         """Which part each of some numbered documents is in."""
+        assert self.starts is not None
         return np.searchsorted(self.starts, documents, side="right") - 1
 
     def living(self) -> np.ndarray:
@@ -136,15 +162,6 @@ class PhaseTask(tasks.Task):
     def finish(self, result: dict[str, Any], *, started: float) -> tasks.Done:
         """Writes the marker; the outputs are in place."""
         return tasks.finish(self, [self.output], result, started=started)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A finished phase: the files of its tasks, the number of buckets in each, and what the tasks had to say."""
-
-    paths: tuple[Path, ...]
-    num_buckets: int
-    results: list[dict[str, Any]]
 
 
 Function = Callable[[PhaseTask], tasks.Done]
@@ -179,6 +196,7 @@ class Phases:
                 "the output of the first in `against` of the second"
             )
         self.num_bytes = sum(part.bytes for part in self.parts)
+        self._starts = np.array([*(part.start for part in self.parts), self.num_documents])
         done = [tasks.load_finished(task) for task in self._verdict_tasks(())]
         self.finished = [task for task in done if task is not None]
         if len(self.finished) < len(done):
@@ -226,9 +244,10 @@ class Phases:
         self._step.shown.phase(name, len(planned))
         done = tasks.run_tasks(self._step.engine, function, planned, advance=self._step.shown.advance_phase)
         return Phase(
-            paths=tuple(task.output for task in planned),
+            directory=self._step.root / "work" / step,
+            num_files=len(planned),
             num_buckets=num_buckets,
-            results=[task.result for task in done],
+            results=tuple(dict(task.result) for task in done),
         )
 
     def _task(
@@ -251,9 +270,9 @@ class Phases:
             previous=self._step.previous,
             number=number,
             part=part,
-            starts=np.array([*(part.start for part in self.parts), self.num_documents]),
+            starts=None if part else self._starts,
             num_earlier=self._num_earlier,
-            inputs=tuple((path, phase.num_buckets) for phase in inputs for path in phase.paths),
+            inputs=tuple(dataclasses.replace(phase, results=()) for phase in inputs),
             num_buckets=num_buckets,
             worker_bytes=self._step.worker_bytes,
         )

@@ -1,12 +1,13 @@
 """Near duplicates: documents that share a band are candidates, chains of these a cluster, where pairs are checked."""
 
+import dataclasses
 import time
 
 import numpy as np
 
 from data_pipelines import tasks
 from data_pipelines.deduplicate import buckets, connect
-from data_pipelines.deduplicate.corpus import GlobalStep, Phase, Phases, PhaseTask
+from data_pipelines.deduplicate.corpus import GlobalStep, Phases, PhaseTask
 from data_pipelines.deduplicate.exact import read_losses
 from data_pipelines.deduplicate.members import living_bands, write_members
 from data_pipelines.deduplicate.verify import verify
@@ -26,9 +27,7 @@ def decide(config: NearDedupConfig, step: GlobalStep) -> list[tasks.Done]:
     num_buckets = buckets.number(phases.num_documents * config.bands * _ENTRY.itemsize, step.worker_bytes)
     entries = phases.by_part("scatter", scatter, num_buckets=num_buckets)
     edges = phases.by_bucket("meet", meet, num_buckets=num_buckets, inputs=[entries])
-    within = Phase(
-        paths=tuple(path.with_suffix(".edges") for path in entries.paths), num_buckets=num_buckets, results=[]
-    )
+    within = dataclasses.replace(entries, suffix=".edges")
     clusters = connect.clusters(phases, [within, edges])
     members = phases.by_part("members", write_members, num_buckets=num_buckets, inputs=[clusters])
     losses = phases.by_bucket("verify", verify, num_buckets=len(phases.parts), inputs=[members])

@@ -50,6 +50,7 @@ def verify(task: PhaseTask) -> tasks.Done:
                 payloads.append(keeper)
         pairs += kept.compared
     losses = np.zeros(len(lost), LOSS)
+    assert task.starts is not None
     losses["row"] = members["document"][lost] - task.starts[part[lost]]
     buckets.write(task.output, losses, part[lost], task.num_buckets, payloads)
     return task.finish({"members": len(members), "pairs": pairs, "duplicates": len(lost)}, started=started)
