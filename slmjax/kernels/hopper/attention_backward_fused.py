@@ -51,10 +51,13 @@ class FusedTiling:
       q_tile: queries of a tile, 64 or 128. With 128 each warpgroup sums dq of half of the queries, with 64 of half of
         head_dim, which must then be a multiple of 128.
       stages: tiles of queries and output gradients in shared memory.
+      ahead: whether the scores of the next tile of queries are started before the last products of this one end. It
+        takes registers, which head_dim 128 does not leave.
     """
 
     q_tile: int = 128
     stages: int = 2
+    ahead: bool = True
 
 
 # Compiled apart, so that equal layers of a model are traced and lowered once.
@@ -138,12 +141,12 @@ def attention_backward_fused(
                 plgpu.copy_gmem_to_smem(dout_ref.at[b, pl.ds(i * M, M), head], dout_smem.at[slot], dout_full.at[slot])
 
             each_step(produce)
-            # The consumers are one tile of queries ahead, after the last one too.
             total = G * per_head
-            slot = rem(total, stages)
-            pl.when(total >= stages)(lambda: sync(free + slot, num_threads=everyone))
-            fetch(kv_head * G, 0, slot)
-            for behind in range(stages - 1):  # every arrival is met
+            if tiling.ahead:  # after the last tile of queries, too
+                slot = rem(total, stages)
+                pl.when(total >= stages)(lambda: sync(free + slot, num_threads=everyone))
+                fetch(kv_head * G, 0, slot)
+            for behind in range(stages - tiling.ahead):  # every arrival is met
 
                 @pl.when(total > behind)
                 def _(slot=rem(total - 1 - behind + stages, stages)):
@@ -157,6 +160,7 @@ def attention_backward_fused(
 
             def accumulate(dk_acc, dv_acc, s_acc):
                 def start_scores(slot):
+                    s_acc[...] = plgpu.layout_cast(jnp.zeros((ROWS, M), jnp.float32), plgpu.Layout.WGMMA)
                     plgpu.barrier_wait(q_full.at[slot])
                     plgpu.wgmma(s_acc, k_smem.at[own], transposed(q_smem.at[slot]))
 
@@ -165,12 +169,17 @@ def attention_backward_fused(
                     over_queries = lambda x_M: lax.broadcast_in_dim(x_M, (ROWS, M), [1])
                     load = lambda ref: over_queries(plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(0)))
 
-                    s_RM = s_acc[...]
-                    pl.when(count > 0)(lambda: arrive(free + rem(count - 1 + stages, stages), num_threads=everyone))
+                    if tiling.ahead:
+                        plgpu.wgmma_wait(0)
+                        before = rem(count - 1 + stages, stages)
+                        pl.when(count > 0)(lambda: arrive(free + before, num_threads=everyone))
+                    else:
+                        start_scores(slot)
 
-                    def scores(dp_acc, s_RM=s_RM):
+                    def scores(dp_acc):
                         plgpu.barrier_wait(dout_full.at[slot])
                         plgpu.wgmma(dp_acc, v_smem.at[own], transposed(dout_smem.at[slot]))
+                        s_RM = plgpu.wgmma_accumulator_load(s_acc, wait_n=None if tiling.ahead else 1)
                         slope_RM = None
                         if softcap is not None:
                             s_RM = jnp.tanh(s_RM * (scale / softcap))
@@ -204,10 +213,10 @@ def attention_backward_fused(
                         plgpu.wgmma(dq_acc, transposed(ds_ref), k_part)
                         # From shared memory, though they are in registers: these are wanted for the next scores.
                         plgpu.wgmma(dk_acc, ds_smem.at[buffer, own], q_smem.at[slot])
-                        plgpu.wgmma_wait(2)
-                        s_acc[...] = plgpu.layout_cast(jnp.zeros((ROWS, M), jnp.float32), plgpu.Layout.WGMMA)
-                        start_scores(rem(count + 1, stages))
-                        return plgpu.wgmma_accumulator_load(dq_acc, wait_n=2)
+                        if tiling.ahead:
+                            plgpu.wgmma_wait(2)  # the weights, in registers, are used up
+                            start_scores(rem(count + 1, stages))
+                        return plgpu.wgmma_accumulator_load(dq_acc, wait_n=1 + tiling.ahead)
 
                     dq_MH = pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -218,12 +227,17 @@ def attention_backward_fused(
                     else:
                         target = dq_ref.at[b, pl.ds(i * M, ROWS), head, pl.ds(wg * dq_columns, dq_columns)]
                     plgpu.copy_smem_to_gmem(dq_smem.at[wg], target, reduction_op="add")
+                    if not tiling.ahead:
+                        plgpu.wgmma_wait(0)
+                        arrive(free + slot, num_threads=everyone)
 
-                start_scores(0)
+                if tiling.ahead:
+                    start_scores(0)
                 each_step(consume)
                 dk_RH, dv_RH = dk_acc[...], dv_acc[...]
-                total = G * per_head
-                pl.when(total > 0)(lambda: arrive(free + rem(total - 1 + stages, stages), num_threads=everyone))
+                if tiling.ahead:
+                    total = G * per_head
+                    pl.when(total > 0)(lambda: arrive(free + rem(total - 1 + stages, stages), num_threads=everyone))
                 return dk_RH, dv_RH
 
             acc = plgpu.ACC((ROWS, H), jnp.float32)
