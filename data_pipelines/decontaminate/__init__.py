@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_pipelines import tasks
+from data_pipelines import files, tasks
 from data_pipelines.decontaminate.index import index_file, index_task, make_index
 from data_pipelines.decontaminate.report import ReportTask, write_report
 from data_pipelines.documents import Shard
@@ -24,6 +24,11 @@ def make_indices(
         for name, stage in named.items()
         if isinstance(stage, DecontaminationConfig)
     ]
+    names = [task.name for task in planned]
+    files.remove_others(
+        root / "work" / "evaluations", {f"{name}{end}" for name in names for end in (".parquet", ".npz")}
+    )
+    files.remove_others(root / "contamination", {f"{name}{end}" for name in names for end in (".jsonl", ".json")})
     if not planned:
         return {}
     with reporter.step("evaluations", len(planned)) as step:

@@ -10,14 +10,14 @@ from data_pipelines.stages.hashed_words import Words
 from slmjax.config import PassageDedupConfig, SubstringDedupConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Passages:
-    """Of some documents, in order.
+    """Of some documents, in order. Of runs of words there are as many as words, so that every byte for each counts.
 
     Attributes:
       hashes: uint64, without letter case and white space.
-      documents: index of the document of each.
-      starts, ends: in the bytes of that document.
+      documents: uint32, index of the document of each.
+      starts, ends: uint32, in the bytes of that document.
     """
 
     hashes: np.ndarray
@@ -43,7 +43,7 @@ def _runs(config: SubstringDedupConfig, words: Words) -> Passages:
     following = words.starts[np.minimum(last + 1, len(words.starts) - 1)]
     ends = np.where(at_end, words.ends[last], following)
     hashes = hashed_words.runs(words.hashes, config.words)[first]
-    return Passages(hashes=hashes, documents=documents, starts=words.starts[first] - offsets, ends=ends - offsets)
+    return _passages(hashes, documents, words.starts[first] - offsets, ends - offsets)
 
 
 def _units(config: PassageDedupConfig, words: Words, texts: pa.StringArray) -> Passages:
@@ -66,12 +66,13 @@ def _units(config: PassageDedupConfig, words: Words, texts: pa.StringArray) -> P
         same = np.append(documents[1:] == documents[:-1], False)[: len(first)]
         ends = np.where(same, np.append(starts[1:], 0)[: len(first)], words.offsets[documents + 1])
     long = counts >= config.shortest_words
-    return Passages(
-        hashes=_together(words.hashes, first, counts)[long],
-        documents=documents[long],
-        starts=(starts - offsets)[long],
-        ends=(ends - offsets)[long],
-    )
+    hashes = _together(words.hashes, first, counts)[long]
+    return _passages(hashes, documents[long], (starts - offsets)[long], (ends - offsets)[long])
+
+
+def _passages(hashes: np.ndarray, documents: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Passages:
+    small = (column.astype(np.uint32) for column in (documents, starts, ends))
+    return Passages(hashes, *small)
 
 
 def _together(hashes: np.ndarray, first: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def write_verdicts(task: PhaseTask) -> tasks.Done:
     assert task.part.shard is not None
     found = _living_passages(task)
     again = _repeated(task.config, found, task.read(_HASH))
-    cuts = Cuts.of(found.documents[again], found.starts[again], found.ends[again])
+    cuts = Cuts.of(*(column[again].astype(np.int64) for column in (found.documents, found.starts, found.ends)))
     before = Verdicts.load(task.root, task.previous, task.part.shard)
     left = before.cuts | cuts
     sizes = column(task.part.path, "bytes").to_numpy()
@@ -112,11 +112,7 @@ def _living_passages(task: PhaseTask) -> Passages:
         for batch in small_batches(group_of_rows):
             rows = np.flatnonzero(alive[start : start + len(batch)])
             here = passages.find(task.config, batch.column("text").take(pa.array(rows)))
-            found.append(dataclasses.replace(here, documents=rows[here.documents] + start))
+            found.append(dataclasses.replace(here, documents=(rows[here.documents] + start).astype(np.uint32)))
             start += len(batch)
-    return Passages(
-        hashes=np.concatenate([each.hashes for each in found]),
-        documents=np.concatenate([each.documents for each in found]),
-        starts=np.concatenate([each.starts for each in found]),
-        ends=np.concatenate([each.ends for each in found]),
-    )
+    columns = ([getattr(each, field.name) for each in found] for field in dataclasses.fields(Passages))
+    return Passages(*map(np.concatenate, columns))
