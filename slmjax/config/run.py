@@ -104,8 +104,9 @@ class ExecutionConfig:
 
     Attributes:
       layers: "scan" compiles one layer and loops, "unroll" compiles each (faster on GPUs, slower to compile).
-      remat: what the backward pass recomputes: "none" nothing, "full" whole layers, "dots" all but matrix products,
-        "attention" whole layers but the attention's output and log-sum-exp.
+      remat: what the backward pass recomputes: "none" nothing, "activations" what the activation of a feed-forward
+        gives, "full" whole layers, "dots" all but matrix products, "attention" whole layers but the attention's output
+        and log-sum-exp.
       attention: implementation, or "auto" to choose by platform and mask.
       compute_dtype: of activations and of the weights as used; master weights are always float32.
       products: of activations with the projections of the layers: in `compute_dtype`, or in 8-bit floats with a scale
@@ -118,7 +119,7 @@ class ExecutionConfig:
     """
 
     layers: Literal["scan", "unroll"] = "scan"
-    remat: Literal["none", "full", "dots", "attention"] = "none"
+    remat: Literal["none", "activations", "full", "dots", "attention"] = "none"
     attention: Literal["auto", "reference", "chunked", "hopper", "cudnn"] = "auto"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     products: Literal["compute_dtype", "float8"] = "compute_dtype"

@@ -22,10 +22,10 @@ from slmjax.config import (
 )
 from slmjax.model.cache import LayerCache, update
 from slmjax.ops.attention import Implementation, attention
-from slmjax.ops.linear import Products, project, project_activated, take_apart
+from slmjax.ops.linear import Products, Projected, project, project_activated
 from slmjax.ops.mask import AttentionMask
 from slmjax.ops.mixture import moe_feed_forward
-from slmjax.ops.norm import layer_norm, rms_norm
+from slmjax.ops.norm import PendingNorm, layer_norm
 from slmjax.ops.rope import apply_rope, rope_frequencies
 from slmjax.ops.routing import route
 
@@ -44,6 +44,7 @@ class Context(NamedTuple):
       implementation: of attention.
       cached: whether layers read and write a cache.
       products: how the large projections multiply.
+      recompute_activations: whether feed-forwards do so in the backward pass.
     """
 
     positions_BT: jax.Array
@@ -51,6 +52,7 @@ class Context(NamedTuple):
     implementation: Implementation | Literal["auto"]
     cached: bool
     products: Products
+    recompute_activations: bool
 
 
 class Routing(NamedTuple):
@@ -80,10 +82,16 @@ class Norm(nnx.Module):
         if isinstance(self.config, LayerNormConfig):
             gain_D = self.gain_D[...] if self.config.learned else None
             return layer_norm(x_D, gain_D, self.b_D[...] if self.config.bias else None, eps=self.config.eps)
-        if not self.config.learned:
-            return rms_norm(x_D, None, eps=self.config.eps)
-        gain_D = self.gain_offset_D[...] if self.config.offset else self.gain_D[...]
-        return rms_norm(x_D, gain_D, eps=self.config.eps, offset=self.config.offset)
+        return self._pending(self.config, x_D).applied()
+
+    def before_projection(self, x_D: jax.Array) -> jax.Array | PendingNorm:
+        """Returns what `ops.linear.project` takes for the normalised `x_D`."""
+        return self(x_D) if isinstance(self.config, LayerNormConfig) else self._pending(self.config, x_D)
+
+    def _pending(self, config: RMSNormConfig, x_D: jax.Array) -> PendingNorm:
+        if not config.learned:
+            return PendingNorm(x_D, None, config.eps)
+        return PendingNorm(x_D, self.gain_offset_D[...] + 1.0 if config.offset else self.gain_D[...], config.eps)
 
 
 class Attention(nnx.Module):
@@ -110,14 +118,13 @@ class Attention(nnx.Module):
             self.sinks_N = param((N,), axes.HEADS)
 
     def __call__(
-        self, x_BTD: jax.Array, context: Context, cache: LayerCache | None
+        self, x_BTD: jax.Array | PendingNorm, context: Context, cache: LayerCache | None
     ) -> tuple[jax.Array, LayerCache | None]:
         """Returns the branch's output and the cache with this call's keys and values in it."""
         config = self.config
         weights = (self.w_q_DNH[...], self.w_k_DKH[...], self.w_v_DKH[...])
-        q_BTNH, k_BTKH, v_BTKH = take_apart(
-            project(x_BTD, weights, products=context.products), [weight.shape[1:] for weight in weights]
-        )
+        projected = project(x_BTD, weights, products=context.products)
+        q_BTNH, k_BTKH, v_BTKH = projected.take_apart([weight.shape[1:] for weight in weights])
         if config.qkv_bias:
             q_BTNH = q_BTNH + self.b_q_NH[...].astype(q_BTNH.dtype)[None, None]
             k_BTKH = k_BTKH + self.b_k_KH[...].astype(k_BTKH.dtype)[None, None]
@@ -150,8 +157,8 @@ class Attention(nnx.Module):
             sinks_N=self.sinks_N[...] if config.sinks else None,
             implementation=context.implementation,
         )
-        w_o_FD = self.w_o_NHD[...].reshape(-1, x_BTD.shape[-1])
-        y_BTD = project(y_BTNH.reshape(*y_BTNH.shape[:2], -1), [w_o_FD], products=context.products)
+        w_o_FD = self.w_o_NHD[...].reshape(-1, self.w_o_NHD.shape[-1])
+        y_BTD = project(y_BTNH.reshape(*y_BTNH.shape[:2], -1), [w_o_FD], products=context.products).finished()
         if config.out_bias:
             y_BTD = y_BTD + self.b_o_D[...].astype(y_BTD.dtype)[None, None]
         return y_BTD, cache
@@ -178,19 +185,20 @@ class FeedForward(nnx.Module):
             if config.gated:
                 self.b_gate_F = param((F,), axes.MLP)
 
-    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, None]:
+    def __call__(self, x_BTD: jax.Array | PendingNorm, context: Context) -> tuple[jax.Array, None]:
         """Returns the branch's output; the second value is a mixture's report, None here."""
         config = self.config
         first = ("gate", "up") if config.gated else ("up",)
-        h_BTF = project(x_BTD, [getattr(self, f"w_{name}_DF")[...] for name in first], products=context.products)
+        h = project(x_BTD, [getattr(self, f"w_{name}_DF")[...] for name in first], products=context.products)
         if config.bias:
-            biases = [getattr(self, f"b_{name}_F")[...] for name in first]
-            h_BTF = h_BTF + jnp.concatenate(biases).astype(h_BTF.dtype)[None, None]
+            b_F = jnp.concatenate([getattr(self, f"b_{name}_F")[...] for name in first])
+            h = Projected(h.finished() + b_F.astype(h.values_BTF.dtype)[None, None], None)
         y_BTD = project_activated(
-            h_BTF,
+            h,
             self.w_down_FD[...],
             activation=config.activation,
             gated=config.gated,
+            recompute=context.recompute_activations,
             products=context.products,
         )
         return (y_BTD + self.b_down_D[...].astype(y_BTD.dtype)[None, None] if config.bias else y_BTD), None
@@ -213,9 +221,10 @@ class MoE(nnx.Module):
             shared = FeedForwardConfig(hidden=config.shared_hidden, activation=config.activation, gated=config.gated)
             self.shared = FeedForward(shared, width)
 
-    def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Routing]:
+    def __call__(self, x_BTD: jax.Array | PendingNorm, context: Context) -> tuple[jax.Array, Routing]:
         """Returns the branch's output, and the router's auxiliary loss and load."""
         config = self.config
+        x_BTD = x_BTD.applied() if isinstance(x_BTD, PendingNorm) else x_BTD
         x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
         # The router runs in float32: a rounded score picks another expert (Switch Transformer, section 2.4).
         # Accelerators multiply float32 matrices in bfloat16 or TF32 if not told otherwise.
@@ -277,13 +286,13 @@ class Block(nnx.Module):
         config = self.config
         feed_forward = shared_feed_forward or self.feed_forward
         before, after = config.norm_placement in ("pre", "sandwich"), config.norm_placement in ("post", "sandwich")
-        h_BTD = self.mixer_norm(x_BTD) if before else x_BTD
+        h_BTD = self.mixer_norm.before_projection(x_BTD) if before else x_BTD
         with jax.named_scope("mixer"):
             y_BTD, cache = self.mixer(h_BTD, context, cache)
         y_BTD = (self.mixer_out_norm(y_BTD) if after else y_BTD) * config.residual_scale
         if not config.parallel:
             x_BTD = x_BTD + y_BTD
-            h_BTD = self.feed_forward_norm(x_BTD) if before else x_BTD
+            h_BTD = self.feed_forward_norm.before_projection(x_BTD) if before else x_BTD
         with jax.named_scope("feed_forward"):
             z_BTD, routing = feed_forward(h_BTD, context)
         z_BTD = (self.feed_forward_out_norm(z_BTD) if after else z_BTD) * config.residual_scale

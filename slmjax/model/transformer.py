@@ -155,7 +155,14 @@ def apply(
     shape = structure(config)
     group_names = [f"group_{i}" for i in range(len(shape.blocks))]
     ends = nnx.merge(shape.ends, {name: value for name, value in params.items() if name not in group_names})
-    context = Context(positions_BT, documents_BT, execution.attention, cache is not None, execution.products)
+    context = Context(
+        positions_BT,
+        documents_BT,
+        execution.attention,
+        cache is not None,
+        execution.products,
+        execution.remat == "activations",
+    )
     shared = ends.shared_feed_forward if config.share_feed_forward else None
     residual_axes = (axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
 
@@ -229,7 +236,7 @@ def _rematerialised(unit, execution: ExecutionConfig, *, in_scan: bool):
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "attention": jax.checkpoint_policies.save_only_these_names("attention_out", "attention_lse"),
     }
-    if execution.remat == "none":
+    if execution.remat in ("none", "activations"):  # the latter is the feed-forwards' own affair
         return unit
     # Inside a loop XLA cannot undo the recomputation by common-subexpression elimination, so it need not be fenced.
     return jax.checkpoint(unit, policy=policies[execution.remat], prevent_cse=not in_scan)

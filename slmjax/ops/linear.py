@@ -1,13 +1,18 @@
-"""Projections: several of one input as one matrix product, and the one behind an activation.
+"""Projections: several of one input as one matrix product, behind a norm and behind an activation.
 
 Either in the dtype of their operands or in 8-bit floats ("float8", see ops.float8): the operands of the forward pass
 are rounded to e4m3, gradients to e5m2, one scale for each; products are accumulated in float32.
+
+An RMS norm before a projection is (x / rms(x) * gain) @ W = (x @ (gain * W)) / rms(x): the gain goes into the weights,
+and the factor of each token into whatever reads the product. The normalised input is never written, the gradient of the
+gain is a sum over the weights' gradient instead of one over all tokens, and the backward pass needs x, which is kept
+anyway.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,44 +20,116 @@ import jax.numpy as jnp
 from slmjax.config import Activation
 from slmjax.ops.activation import activate
 from slmjax.ops.float8 import FORWARD, GRADIENT, Scaled, dequantise, quantise
+from slmjax.ops.norm import PendingNorm, inverse_rms
 
 Products = Literal["compute_dtype", "float8"]
 
 
-def project(x_BTD: jax.Array, weights: Sequence[jax.Array], *, products: Products = "compute_dtype") -> jax.Array:
-    """Returns the products of x_BTD with each of the weights (D, ...), side by side along the last dimension.
+class Projected(NamedTuple):
+    """Products with several weights, side by side along the last dimension, and a factor they still are to be given.
+
+    Whoever reads the values multiplies each by its token's factor once: `project` takes that for granted in its
+    gradient, and the factor itself carries none.
+    """
+
+    values_BTF: jax.Array
+    factor_BT1: jax.Array | None
+
+    def finished(self) -> jax.Array:
+        """Returns the products."""
+        return _finished(self.values_BTF, self.factor_BT1).astype(self.values_BTF.dtype)
+
+    def take_apart(self, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+        """Returns an array (B, T, *shape) for each shape."""
+        # lax.split, because its transpose is one concatenation.
+        pieces = jax.lax.split(self.values_BTF, [math.prod(shape) for shape in shapes], axis=self.values_BTF.ndim - 1)
+        pieces = [Projected(piece, self.factor_BT1).finished() for piece in pieces]
+        return [piece.reshape(*piece.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def project(
+    x: jax.Array | PendingNorm, weights: Sequence[jax.Array], *, products: Products = "compute_dtype"
+) -> Projected:
+    """Returns the products of x (B, T, D) with each of the weights (D, ...).
 
     The weights are put side by side and multiplied at once: that reads x once, is larger, and gives x one gradient
     instead of a sum of several, for a copy of the weights, which is little beside the activations of a training step.
-    With fewer tokens than D (decoding) it is the products that are put side by side.
+    With fewer tokens than D (decoding) weights are left as they are. float8 rounds normalised inputs: the others differ
+    too much from token to token for one scale.
     """
     flat = [weight.reshape(weight.shape[0], -1) for weight in weights]
-    if len(flat) > 1 and math.prod(x_BTD.shape[:-1]) < x_BTD.shape[-1]:
-        return jnp.concatenate([_multiply(products, x_BTD, weight) for weight in flat], axis=-1)
-    return _multiply(products, x_BTD, flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1))
-
-
-def take_apart(joined_BTF: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
-    """Returns an array (B, T, *shape) for each shape: the products that `project` put side by side."""
-    # lax.split, because its transpose is one concatenation.
-    pieces = jax.lax.split(joined_BTF, [math.prod(shape) for shape in shapes], axis=joined_BTF.ndim - 1)
-    return [piece.reshape(*piece.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    shape = x.x_D.shape if isinstance(x, PendingNorm) else x.shape
+    few = math.prod(shape[:-1]) < shape[-1]
+    if isinstance(x, PendingNorm):
+        if not few and products == "compute_dtype":
+            weights_DF = jnp.concatenate(flat, axis=1)
+            normalised: tuple[jax.Array, jax.Array] = _multiply_normalised(x.eps, x.x_D, x.gain_D, weights_DF)
+            return Projected(*normalised)
+        x = x.applied()
+    if few:
+        return Projected(jnp.concatenate([_multiply(products, x, weight) for weight in flat], axis=-1), None)
+    return Projected(_multiply(products, x, jnp.concatenate(flat, axis=1)), None)
 
 
 def project_activated(
-    x_BTF: jax.Array, w_FD: jax.Array, *, activation: Activation, gated: bool, products: Products = "compute_dtype"
+    x: Projected,
+    w_FD: jax.Array,
+    *,
+    activation: Activation,
+    gated: bool,
+    recompute: bool = False,
+    products: Products = "compute_dtype",
 ) -> jax.Array:
-    """Returns activation(x_BTF) @ w_FD; if gated, activation(gate) * up of the halves [gate, up] of the last dimension.
+    """Returns activation(x) @ w_FD; if gated, activation(gate) * up of the halves [gate, up] of x's last dimension.
 
-    What is multiplied is not kept for the backward pass but computed again there: a third less memory for a gated
-    feed-forward.
+    With `recompute`, what is multiplied is not kept for the backward pass but computed again there: a third less memory
+    for a gated feed-forward.
     """
-    return _multiply_activated(activation, gated, products, x_BTF, w_FD)
+    if recompute:
+        factor_BT1 = None if x.factor_BT1 is None else jax.lax.stop_gradient(x.factor_BT1)
+        return _multiply_activated(activation, gated, products, x.values_BTF, factor_BT1, w_FD)
+    return _multiply(products, _activated(activation, gated, *x), w_FD)
 
 
-def project_activated_reference(x_BTF: jax.Array, w_FD: jax.Array, *, activation: Activation, gated: bool) -> jax.Array:
-    """The same, plainly, differentiated by JAX."""
-    return _activated(activation, gated, x_BTF) @ w_FD
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply_normalised(
+    eps: float, x_BTD: jax.Array, gain_D: jax.Array | None, w_DF: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns x @ (gain * w) and 1 / rms(x), whose product is the projection."""
+    return _multiply_normalised_forward(eps, x_BTD, gain_D, w_DF)[0]
+
+
+def _multiply_normalised_forward(eps: float, x_BTD, gain_D, w_DF):
+    with jax.named_scope("norm"):
+        factor_BT1 = inverse_rms(x_BTD, eps=eps)
+    return (x_BTD @ _with_gain(gain_D, w_DF), factor_BT1), (x_BTD, factor_BT1, gain_D, w_DF)
+
+
+def _multiply_normalised_backward(eps: float, saved, cotangents):
+    # The factor's own cotangent is zero by agreement: what it should be follows from that of the values below.
+    (x_BTD, factor_BT1, gain_D, w_DF), (dy_BTF, _) = saved, cotangents
+    dy_BTF = jax.lax.optimization_barrier(dy_BTF)
+    dx_BTD = _dot("...F,DF->...D", dy_BTF, _with_gain(gain_D, w_DF), x_BTD.dtype).astype(jnp.float32)
+    # dy is factor * dp, where p = factor * x W' is the projection. So dx = dy W'^T + (dp . x W') d(factor)/dx, in which
+    # d(factor)/dx = -factor^3 x / D, and dp . x W' = x . (dy W'^T) / factor.
+    with jax.named_scope("norm"):
+        wide_BTD = x_BTD.astype(jnp.float32)
+        along_BT1 = jnp.mean(dx_BTD * wide_BTD, axis=-1, keepdims=True) * jnp.square(factor_BT1)
+        dx_BTD = (dx_BTD - wide_BTD * along_BT1).astype(x_BTD.dtype)
+    dw_DF = _dot("...D,...F->DF", x_BTD, dy_BTF, w_DF.dtype)
+    if gain_D is None:
+        return dx_BTD, None, dw_DF
+    dgain_D = jnp.sum(dw_DF.astype(jnp.float32) * w_DF.astype(jnp.float32), axis=1).astype(gain_D.dtype)
+    return dx_BTD, dgain_D, _with_gain(gain_D, dw_DF)
+
+
+_multiply_normalised.defvjp(_multiply_normalised_forward, _multiply_normalised_backward)
+
+
+def _with_gain(gain_D: jax.Array | None, w_DF: jax.Array) -> jax.Array:
+    if gain_D is None:
+        return w_DF
+    return (gain_D.astype(jnp.float32)[:, None] * w_DF.astype(jnp.float32)).astype(w_DF.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -78,34 +155,57 @@ _multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _multiply_activated(activation: Activation, gated: bool, products: Products, x_BTF, w_FD) -> jax.Array:
-    return _multiply_activated_forward(activation, gated, products, x_BTF, w_FD)[0]
+def _multiply_activated(activation: Activation, gated: bool, products: Products, x_BTF, factor_BT1, w_FD) -> jax.Array:
+    return _multiply_activated_forward(activation, gated, products, x_BTF, factor_BT1, w_FD)[0]
 
 
-def _multiply_activated_forward(activation: Activation, gated: bool, products: Products, x_BTF, w_FD):
-    h = _operand(products, _activated(activation, gated, x_BTF))
+def _multiply_activated_forward(activation: Activation, gated: bool, products: Products, x_BTF, factor_BT1, w_FD):
+    h = _operand(products, _apply(activation, gated, x_BTF, factor_BT1))
     y_BTD = _dot("...F,FD->...D", h, _operand(products, w_FD), x_BTF.dtype)
-    return y_BTD, (x_BTF, w_FD, h.scale if isinstance(h, Scaled) else None)
+    return y_BTD, (x_BTF, factor_BT1, w_FD, h.scale if isinstance(h, Scaled) else None)
 
 
 def _multiply_activated_backward(activation: Activation, gated: bool, products: Products, saved, dy_BTD: jax.Array):
     # Without the barrier XLA finds that the forward pass computed the same, and keeps that.
-    (x_BTF, w_FD, scale), dy_BTD = jax.lax.optimization_barrier((saved, dy_BTD))
+    (x_BTF, factor_BT1, w_FD, scale), dy_BTD = jax.lax.optimization_barrier((saved, dy_BTD))
     dy = _operand(products, dy_BTD, GRADIENT)
-    h_BTF, pull = jax.vjp(lambda x_BTF: _activated(activation, gated, x_BTF), x_BTF)
+    h_BTF, pull = jax.vjp(lambda x_BTF: _apply(activation, gated, x_BTF, factor_BT1), x_BTF)
     (dx_BTF,) = pull(_dot("...D,FD->...F", dy, _operand(products, w_FD), dy_BTD.dtype))
-    return dx_BTF, _dot("...F,...D->FD", _operand(products, h_BTF, scale=scale), dy, dy_BTD.dtype)
+    dfactor_BT1 = None if factor_BT1 is None else jnp.zeros_like(factor_BT1)
+    return dx_BTF, dfactor_BT1, _dot("...F,...D->FD", _operand(products, h_BTF, scale=scale), dy, dy_BTD.dtype)
 
 
 _multiply_activated.defvjp(_multiply_activated_forward, _multiply_activated_backward)
 
 
-def _activated(activation: Activation, gated: bool, x_BTF: jax.Array) -> jax.Array:
-    wide_BTF = x_BTF.astype(jnp.float32)
+def _apply(activation: Activation, gated: bool, x_BTF: jax.Array, factor_BT1: jax.Array | None) -> jax.Array:
+    wide_BTF = _finished(x_BTF, factor_BT1)
     if not gated:
         return activate(activation, wide_BTF).astype(x_BTF.dtype)
     gate_BTF, up_BTF = jax.lax.split(wide_BTF, (x_BTF.shape[-1] // 2,) * 2, axis=x_BTF.ndim - 1)
     return (activate(activation, gate_BTF) * up_BTF).astype(x_BTF.dtype)
+
+
+# JAX's own gradient would keep the float32 halves.
+_activated = jax.custom_vjp(_apply, nondiff_argnums=(0, 1))
+
+
+def _activated_forward(activation: Activation, gated: bool, x_BTF: jax.Array, factor_BT1: jax.Array | None):
+    return _apply(activation, gated, x_BTF, factor_BT1), (x_BTF, factor_BT1)
+
+
+def _activated_backward(activation: Activation, gated: bool, saved, dh_BTF: jax.Array):
+    x_BTF, factor_BT1 = saved
+    (dx_BTF,) = jax.vjp(lambda x_BTF: _apply(activation, gated, x_BTF, factor_BT1), x_BTF)[1](dh_BTF)
+    return dx_BTF, None if factor_BT1 is None else jnp.zeros_like(factor_BT1)
+
+
+_activated.defvjp(_activated_forward, _activated_backward)
+
+
+def _finished(values_BTF: jax.Array, factor_BT1: jax.Array | None) -> jax.Array:
+    wide_BTF = values_BTF.astype(jnp.float32)
+    return wide_BTF if factor_BT1 is None else wide_BTF * jax.lax.stop_gradient(factor_BT1)
 
 
 def _operand(

@@ -1,7 +1,33 @@
 """Norms over the last dimension. Statistics are taken in float32 whatever the input; the result has its dtype."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class PendingNorm(NamedTuple):
+    """An RMS norm that is still to be applied, for `ops.linear.project` to do with the product's result.
+
+    Attributes:
+      x_D: what to normalise.
+      gain_D: or None for no gain.
+      eps: added to the mean square.
+    """
+
+    x_D: jax.Array
+    gain_D: jax.Array | None
+    eps: float
+
+    def applied(self) -> jax.Array:
+        """Returns the normalised array."""
+        return rms_norm(self.x_D, self.gain_D, eps=self.eps)
+
+
+def inverse_rms(x_D: jax.Array, *, eps: float) -> jax.Array:
+    """Returns 1 / sqrt(mean(x^2) + eps) in float32, with a last dimension of one."""
+    wide_D = x_D.astype(jnp.float32)
+    return jax.lax.rsqrt(jnp.mean(jnp.square(wide_D), axis=-1, keepdims=True) + eps)
 
 
 def rms_norm(x_D: jax.Array, gain_D: jax.Array | None, *, eps: float, offset: bool = False) -> jax.Array:
@@ -9,8 +35,7 @@ def rms_norm(x_D: jax.Array, gain_D: jax.Array | None, *, eps: float, offset: bo
 
     `gain_D` may be None for no gain; with `offset` it is the gain's difference from one, as Gemma stores it.
     """
-    wide_D = x_D.astype(jnp.float32)
-    y_D = wide_D * jax.lax.rsqrt(jnp.mean(jnp.square(wide_D), axis=-1, keepdims=True) + eps)
+    y_D = x_D.astype(jnp.float32) * inverse_rms(x_D, eps=eps)
     if gain_D is not None:
         y_D = y_D * _aligned(gain_D + 1.0 if offset else gain_D, y_D)
     return y_D.astype(x_D.dtype)

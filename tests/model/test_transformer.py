@@ -138,6 +138,23 @@ def test_each_remat_policy_saves_what_its_name_says(tiny_model, random_params, c
     assert saved["dots"] == {"dot_general": 2 * 6, "out": 0, "lse": 0}
 
 
+def test_recomputed_activations_change_nothing_and_are_not_kept(tiny_model, random_params, capsys):
+    config = tiny_model()
+    params = random_params(config)
+
+    def run(remat):
+        execution = configs.ExecutionConfig(remat=remat)
+        loss = lambda params: jnp.sin(  # noqa: E731
+            model.apply(params, config, tokens(config), execution=execution).hidden_BTD
+        ).sum()
+        jax.ad_checkpoint.print_saved_residuals(loss, params)
+        return len(capsys.readouterr().out.splitlines()), jax.jit(jax.grad(loss))(params)
+
+    (kept, plain), (recomputed, gradient) = run("none"), run("activations")
+    assert recomputed == kept - 1  # an array of both layers
+    assert_trees_close(gradient, plain, rtol=1e-5, atol=1e-6)
+
+
 def test_cache_of_packed_documents_is_refused(tiny_model, random_params):
     config = tiny_model()
     cache = model.make_cache(config, 1, T)

@@ -41,21 +41,22 @@ def test_quantised_is_rounded_to_the_fraction_of_the_format(dtype, fraction_bits
     assert np.isnan(np.asarray(dequantise(quantise(x.at[0].set(jnp.nan), dtype), jnp.float32))).any()
 
 
-def feed_forward(products):
+def feed_forward(products, recompute=False):
     def loss(x_BTD, w_gate, w_up, w_down):
-        h_BTF = project(x_BTD, [w_gate, w_up], products=products)
-        y_BTD = project_activated(h_BTF, w_down, activation="silu", gated=True, products=products)
+        h = project(x_BTD, [w_gate, w_up], products=products)
+        y_BTD = project_activated(h, w_down, activation="silu", gated=True, recompute=recompute, products=products)
         return jnp.sum(y_BTD * normal(9, *y_BTD.shape)), y_BTD
 
     return jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("shape", [(2, 4, 16), (2, 32, 16)], ids=["fewer tokens than D", "more"])
-def test_values_and_gradients_are_those_of_full_precision_but_for_rounding(shape):
+def test_values_and_gradients_are_those_of_full_precision_but_for_rounding(shape, recompute):
     D, F = shape[-1], 64
     arguments = (normal(0, *shape), normal(1, D, F) / 4, normal(2, D, F) / 4, normal(3, F, D) / 8)
     (_, want), want_gradients = feed_forward("compute_dtype")(*arguments)
-    (_, got), gradients = feed_forward("float8")(*arguments)
+    (_, got), gradients = feed_forward("float8", recompute)(*arguments)
     # Roundings of operands are independent, by 2^-4 / sqrt(3) at most forward and 2^-3 / sqrt(3) backward, three and
     # six of them on the way to a result.
     assert 0 < distance(got, want) < 0.1
