@@ -59,7 +59,10 @@ def hopper_devices() -> Sequence[Any]:
             platform="cuda", topology_name="NVIDIA H100", target_config=_H100, topology="1x1x1"
         )
     except Exception as error:
-        raise RuntimeError("compiling for Hopper needs jax's CUDA plugin: pip install 'slmjax[compile]'") from error
+        raise RuntimeError(
+            "compiling for Hopper needs jax's CUDA plugin (pip install 'slmjax[compile]') and, where there is no GPU, "
+            "JAX_PLATFORMS=cpu"
+        ) from error
     return description.devices
 
 
@@ -73,7 +76,9 @@ def tpu_devices(topology: str) -> Sequence[Any]:
     from jax.experimental import topologies  # slow to import, and of use here only
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else libtpu looks for a cloud machine's metadata, slowly
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it compiles only: no device that another process may hold
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # it compiles only: no device that another process may hold
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:

@@ -93,7 +93,6 @@ def attention_backward_fused(
     k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, T)
     bounds_XJ4 = _bounds(k_start_XT, k_end_XT, q_tile=M, num_k_tiles=num_k_tiles)
     ranges_X2T = jnp.stack([k_start_XT, k_end_XT], axis=1).astype(jnp.int32)
-    stats_BN2T = jnp.stack([lse_BNT * _LOG2E, delta_BNT], axis=2)
     X = ranges_X2T.shape[0]
     free, dscores_ready = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + stages
     everyone, consumers = (W + 1) * THREADS, W * THREADS
@@ -264,8 +263,11 @@ def attention_backward_fused(
         plgpu.Barrier(num_arrivals=3, num_barriers=stages),
         plgpu.Barrier(num_barriers=stages),
     )
-    # plgpu.kernel takes no references, and the sum of dq has to start at zero.
-    dq_sum = jax.new_ref(jnp.zeros((B, T, N, H), jnp.float32))
+    # The sum of dq has to start at zero (plgpu.kernel takes no references, pl.kernel does), and not before it is wanted:
+    # XLA would else fill those of all layers at once, and hold them.
+    zero, delta_BNT = lax.optimization_barrier((jnp.float32(0.0), delta_BNT))
+    dq_sum = jax.new_ref(jnp.full((B, T, N, H), zero))
+    stats_BN2T = jnp.stack([lse_BNT * _LOG2E, delta_BNT], axis=2)
     dk_BSKH, dv_BSKH = pl.kernel(
         lambda *refs: pl.run_scoped(functools.partial(body, *refs), *scratch, collective_axes="wg"),
         out_type=(jax.ShapeDtypeStruct(k_BSKH.shape, dtype), jax.ShapeDtypeStruct(v_BSKH.shape, dtype)),
