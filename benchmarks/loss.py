@@ -2,8 +2,8 @@
 
     python benchmarks/loss.py --tokens 65536 --width 576 --vocab 49152
 
-With --whole also what needs whole logits: JAX's own gradient, and the three products alone that any implementation needs,
-a bound. Times are medians of single calls, each waited for.
+With --whole also what needs whole logits: JAX's own gradient, and the three products alone that any implementation
+needs, a bound. Times are medians of single calls, each waited for.
 """
 
 import argparse
