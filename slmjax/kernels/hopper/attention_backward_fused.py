@@ -24,7 +24,9 @@ from slmjax.kernels.hopper.warpgroups import (
     ROWS,
     THREADS,
     arrive,
+    div,
     rem,
+    slices_together,
     sync,
     tiled_smem,
     transposed,
@@ -94,6 +96,7 @@ def attention_backward_fused(
     bounds_XJ4 = _bounds(k_start_XT, k_end_XT, q_tile=M, num_k_tiles=num_k_tiles)
     ranges_X2T = jnp.stack([k_start_XT, k_end_XT], axis=1).astype(jnp.int32)
     X = ranges_X2T.shape[0]
+    together = slices_together(B * K, bytes_each=T * G * H * 8)  # queries and dout in 16 bits, dq in 32
     free, dscores_ready = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + stages
     everyone, consumers = (W + 1) * THREADS, W * THREADS
     exponent = (scale if softcap is None else softcap) * _LOG2E
@@ -103,7 +106,13 @@ def attention_backward_fused(
             scratch
         )
         wg = lax.axis_index("wg")
-        tile, kv_head, b = lax.axis_index("k_tile"), lax.axis_index("kv_head"), lax.axis_index("batch")
+        block = lax.axis_index("block")
+        group = div(block, together * num_k_tiles)
+        within = block - group * (together * num_k_tiles)
+        tile = div(within, together)  # under causality the first tiles are seen by the most queries
+        slice_ = group * together + within - tile * together
+        b = div(slice_, K)
+        kv_head = slice_ - b * K
         x = b if X > 1 else 0
         first, last, inner_first, inner_last = (bounds_ref[x, tile, n] for n in range(4))
         per_head = last - first
@@ -272,9 +281,8 @@ def attention_backward_fused(
         lambda *refs: pl.run_scoped(functools.partial(body, *refs), *scratch, collective_axes="wg"),
         out_type=(jax.ShapeDtypeStruct(k_BSKH.shape, dtype), jax.ShapeDtypeStruct(v_BSKH.shape, dtype)),
         mesh=plgpu.Mesh(
-            # The last is the fastest: blocks that run at one time share queries, which the L2 cache then holds.
-            grid=(B, K, num_k_tiles),
-            grid_names=("batch", "kv_head", "k_tile"),
+            grid=(num_k_tiles * B * K,),
+            grid_names=("block",),
             num_threads=W + 1,
             thread_name="wg",
             kernel_name="hopper_attention_backward",

@@ -28,6 +28,7 @@ from slmjax.kernels.hopper.warpgroups import (
     arrive,
     div,
     rem,
+    slices_together,
     sm_count,
     sync,
     tiled_smem,
@@ -37,7 +38,6 @@ from slmjax.kernels.tiles import IntArray, inner_tile_bounds, pad_ranges, tile_b
 
 _LOG2E = math.log2(math.e)
 _LOWEST = -1e30  # maximum of no scores: finite, so that its differences are numbers
-_L2_BYTES = 32 << 20  # of keys and values that blocks work on at one time, of the 50 MB of second-level cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def attention_forward(
     X = k_start_XT.shape[0]
 
     num_blocks = min(sm_count(), num_tiles * num_slices)
-    together = _slices_together(num_slices, bytes_each=4 * S * H * heads // G)
+    together = slices_together(num_slices, bytes_each=4 * S * H * heads // G)
 
     turn, k_free = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + W
     v_free, q_free = k_free + stages, k_free + 2 * stages
@@ -344,9 +344,3 @@ def _bounds(
     first_XI, last_XI = xp.where(last_XI == 0, 0, first_XI), xp.maximum(last_XI, 1)
     inner = of_units(inner_first_XI).max(-1), of_units(inner_last_XI).min(-1)
     return jnp.stack([first_XI, last_XI, *inner], axis=-1).astype(jnp.int32)
-
-
-def _slices_together(num_slices: int, *, bytes_each: int) -> int:
-    """How many heads of batch rows to go through at one time, so that keys and values stay in the L2 cache."""
-    limit = max(1, _L2_BYTES // bytes_each)
-    return max(n for n in range(1, num_slices + 1) if num_slices % n == 0 and n <= limit)

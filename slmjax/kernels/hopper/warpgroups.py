@@ -82,3 +82,15 @@ def rem(a: jax.Array, b: int) -> jax.Array:
 def div(a: jax.Array, b: int) -> jax.Array:
     """The quotient of non-negative int32 `a`, rounded down."""
     return a >> (b.bit_length() - 1) if b & (b - 1) == 0 else lax.div(a, jnp.int32(b))
+
+
+_L2_BYTES = 32 << 20  # that blocks share at one time, of the 50 MB of second-level cache
+
+
+def slices_together(num_slices: int, *, bytes_each: int) -> int:
+    """How many slices (heads of batch rows) to go through at one time, so that the L2 cache holds what blocks share.
+
+    Among these the longest tiles come first, and all tiles before the next slices: the last blocks to end are short ones.
+    """
+    limit = max(1, _L2_BYTES // bytes_each)
+    return max(n for n in range(1, num_slices + 1) if num_slices % n == 0 and n <= limit)

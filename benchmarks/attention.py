@@ -1,0 +1,219 @@
+"""How fast, and how exact, fused attention is on this GPU: ours next to cuDNN and the deprecated Pallas-Triton kernel.
+
+    python benchmarks/attention.py                        every shape, dense, packed and windowed
+    python benchmarks/attention.py --shape 16,2048,9,3,64 --tilings
+
+Packed rows hold documents of lognormal lengths with a mean of an eighth of the row; cuDNN and Triton cannot keep them
+apart and are always timed on the whole causal triangle. TFLOP/s count what the mask keeps: 4 H a pair of query and key
+forward, 10 H backward. Times are medians over repetitions of the mean of several calls, each repetition waited for.
+Errors are norms of the difference to float32 over the norm, on a smaller batch.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slmjax.kernels.hopper.attention import AttentionTiling, default_tiling, hopper_attention
+from slmjax.kernels.hopper.attention_backward_fused import FusedTiling
+from slmjax.kernels.hopper.attention_forward import ForwardTiling
+from slmjax.ops.attention import AttentionMask
+from slmjax.ops.attention_reference import attention_reference
+from slmjax.ops.mask import ranges
+
+# Rows, length, query heads, key/value heads, head_dim.
+SHAPES = (
+    (16, 2048, 9, 3, 64),
+    (16, 2048, 32, 8, 64),
+    (8, 4096, 9, 3, 64),
+    (4, 8192, 9, 3, 64),
+    (8, 4096, 16, 8, 128),
+    (4, 8192, 16, 8, 128),
+)
+WINDOW = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", action="append", help="rows,length,heads,key/value heads,head_dim")
+    parser.add_argument("--tilings", action="store_true", help="every tiling, not the default alone")
+    parser.add_argument("--triton", action="store_true", help="the Pallas-Triton kernel, too")
+    parser.add_argument("--no-errors", action="store_true", help="speed alone")
+    args = parser.parse_args()
+    if jax.default_backend() != "gpu":
+        sys.exit("benchmarks/attention.py measures kernels for NVIDIA GPUs, and there is none here")
+    print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print("| shape | mask | kept | what | forward ms | TFLOP/s | backward ms | TFLOP/s | both ms | cuDNN dense / it |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape or ()] or SHAPES
+    for shape in shapes:
+        measure(shape, every_tiling=args.tilings, triton=args.triton)
+    if not args.no_errors:
+        print("\n| shape | mask | what | out | dq | dk | dv |\n|---|---|---|---|---|---|---|", flush=True)
+        for shape in shapes:
+            compare(shape)
+
+
+def measure(shape: tuple[int, ...], *, every_tiling: bool, triton: bool) -> None:
+    B, T, _, _, H = shape
+    *qkv, dout_BTNH = inputs(shape)
+    baseline = time_both(cudnn(H), qkv, dout_BTNH)
+    report(shape, "causal", 1.0, "cuDNN", baseline, baseline)
+    if triton:
+        report(shape, "causal", 1.0, "Pallas-Triton", time_both(pallas_triton(H), qkv, dout_BTNH), baseline)
+    for name, mask in masks(B, T).items():
+        start_XT, end_XT = jax.jit(ranges, static_argnums=(1, 2, 3))(mask, B if name == "packed" else 1, T, T)
+        kept = float(jnp.mean(end_XT - start_XT)) * 2 / T
+        for tiling in tilings(shape) if every_tiling else (default(shape),):
+            times = time_both(ours(H, tiling), qkv, dout_BTNH, start_XT, end_XT)
+            report(shape, name, kept, f"ours {spelled(tiling)}" if every_tiling else "ours", times, baseline)
+
+
+def compare(shape: tuple[int, ...]) -> None:
+    _, T, N, K, H = shape
+    shape = (2, min(T, 2048), N, K, H)
+    B, T = shape[:2]
+    *qkv, dout_BTNH = inputs(shape)
+    for name, mask in masks(B, T).items():
+        start_XT, end_XT = ranges(mask, B, T, T)
+        reference = lambda *qkv, mask=mask: attention_reference(*qkv, mask, scale=H**-0.5)
+        with jax.default_matmul_precision("highest"):
+            want = both(reference)(*(x.astype(jnp.float32) for x in (*qkv, dout_BTNH)))
+        results = {"ours": both(ours(H, default(shape)))(*qkv, dout_BTNH, start_XT, end_XT)}
+        if name == "causal":
+            results["cuDNN"] = both(cudnn(H))(*qkv, dout_BTNH)
+        for what, got in results.items():
+            errors = " | ".join(f"{distance(a, b):.2e}" for a, b in zip(got, want, strict=True))
+            print(f"| {shape} | {name} | {what} | {errors} |", flush=True)
+
+
+def masks(B: int, T: int) -> dict[str, AttentionMask]:
+    documents_BT = jnp.asarray(lognormal_documents(B, T, mean=T / 8))
+    return {
+        "causal": AttentionMask(),
+        "packed": AttentionMask(q_documents_BT=documents_BT, k_documents_BS=documents_BT),
+        f"window {WINDOW}": AttentionMask(window=WINDOW),
+    }
+
+
+def lognormal_documents(B: int, T: int, *, mean: float) -> np.ndarray:
+    """Ids of documents of lognormal lengths, the underlying normal of standard deviation 1, that fill rows of T."""
+    generator = np.random.default_rng(0)
+    documents_BT = np.zeros((B, T), np.int32)
+    for row_T in documents_BT:
+        start, document = 0, 1
+        while start < T:
+            end = start + max(1, int(generator.lognormal(np.log(mean) - 0.5, 1.0)))
+            row_T[start:end] = document
+            start, document = end, document + 1
+    return documents_BT
+
+
+def ours(H: int, tiling: AttentionTiling) -> Callable[..., jax.Array]:
+    return lambda q, k, v, start, end: hopper_attention(q, k, v, start, end, scale=H**-0.5, tiling=tiling)
+
+
+def cudnn(H: int) -> Callable[..., jax.Array]:
+    return lambda q, k, v: jax.nn.dot_product_attention(q, k, v, scale=H**-0.5, is_causal=True, implementation="cudnn")
+
+
+def pallas_triton(H: int) -> Callable[..., jax.Array]:
+    from jax.experimental.pallas.ops.gpu import attention as triton  # deprecated, and only wanted on request
+
+    def attend(q, k, v):
+        groups = q.shape[2] // k.shape[2]
+        return triton.mha(
+            *(q, jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)), None, sm_scale=H**-0.5, causal=True
+        )
+
+    return attend
+
+
+def default(shape: tuple[int, ...]) -> AttentionTiling:
+    return default_tiling(shape[4], heads_per_group=shape[2] // shape[3])
+
+
+def tilings(shape: tuple[int, ...]) -> list[AttentionTiling]:
+    wide = shape[4] > 64
+    backward = FusedTiling(q_tile=64, ahead=False) if wide else FusedTiling()
+    forwards = [
+        ForwardTiling(warpgroups=warpgroups, heads_together=together, turns=turns)
+        for warpgroups in ((2,) if wide else (2, 3))
+        for together in (False, True)
+        for turns in (True, False)
+    ]
+    return [AttentionTiling(forward=forward, backward=backward) for forward in forwards] + [
+        AttentionTiling(forward=forwards[0], backward=FusedTiling(q_tile=backward.q_tile, ahead=not backward.ahead))
+    ]
+
+
+def spelled(tiling: AttentionTiling) -> str:
+    forward, backward = tiling.forward, tiling.backward
+    return (
+        f"{forward.warpgroups} {'together' if forward.heads_together else 'neighbours'}"
+        f"{'' if forward.turns else ' free'}, {backward.q_tile}{' ahead' if backward.ahead else ''}"
+    )
+
+
+def inputs(shape: tuple[int, ...]) -> list[jax.Array]:
+    B, T, N, K, H = shape
+    keys = jax.random.split(jax.random.key(0), 4)
+    return [
+        jax.random.normal(key, (B, T, heads, H), jnp.bfloat16) for key, heads in zip(keys, (N, K, K, N), strict=True)
+    ]
+
+
+def both(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
+    def run(q, k, v, dout, *rest):
+        out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, *rest), q, k, v)
+        return out, *vjp(dout)
+
+    return jax.jit(run)
+
+
+def time_both(
+    attend: Callable[..., jax.Array], qkv: list[jax.Array], dout: jax.Array, *rest: Any
+) -> tuple[float, float]:
+    """Milliseconds of the forward pass alone and of both passes."""
+    return milliseconds(jax.jit(attend), *qkv, *rest), milliseconds(both(attend), *qkv, dout, *rest)
+
+
+def milliseconds(function: Callable[..., Any], *arguments: Any, calls: int = 15, repetitions: int = 5) -> float:
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        for _ in range(calls):
+            result = function(*arguments)
+        jax.block_until_ready(result)
+        times.append((time.perf_counter() - start) / calls * 1e3)
+    return statistics.median(times)
+
+
+def report(shape, mask: str, kept: float, what: str, times: tuple[float, float], baseline: tuple[float, float]) -> None:
+    B, T, N, _, H = shape
+    forward, total = times
+    backward = total - forward
+    flops = 4 * B * N * T * T * H / 2 * kept
+    ratios = (baseline[0] / forward, (baseline[1] - baseline[0]) / backward, baseline[1] / total)
+    print(
+        f"| {','.join(map(str, shape))} | {mask} | {kept:.3f} | {what} | {forward:.3f} | {flops / forward / 1e9:.0f} "
+        f"| {backward:.3f} | {2.5 * flops / backward / 1e9:.0f} | {total:.3f} "
+        f"| {ratios[0]:.2f}, {ratios[1]:.2f}, {ratios[2]:.2f} |",
+        flush=True,
+    )
+
+
+def distance(got: jax.Array, want: jax.Array) -> float:
+    got, want = got.astype(jnp.float32), want.astype(jnp.float32)
+    return float(jnp.linalg.norm((got - want).ravel()) / jnp.linalg.norm(want.ravel()))
+
+
+if __name__ == "__main__":
+    main()
