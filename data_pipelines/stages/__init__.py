@@ -12,29 +12,42 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import (
+    bad_words,
+    boilerplate,
+    c4,
     characters,
     contamination,
+    encoded,
     exact,
     fineweb,
     gopher,
+    language,
     length,
     lines,
     markers,
+    mathematics,
     minhash,
     personal,
     repetition,
 )
 from data_pipelines.stages.texts import Texts
 from slmjax.config import (
+    BadWordFilterConfig,
+    BoilerplateFilterConfig,
+    C4FilterConfig,
+    C4ParagraphFilterConfig,
     CharacterFilterConfig,
     DecontaminationConfig,
+    EncodedDataFilterConfig,
     ExactDedupConfig,
     FineWebFilterConfig,
     GopherFilterConfig,
+    LanguageFilterConfig,
     LengthFilterConfig,
     LineFilterConfig,
     MarkerFilterConfig,
     MaskPersonalDataConfig,
+    MathFilterConfig,
     NearDedupConfig,
     RepetitionFilterConfig,
 )
@@ -74,7 +87,17 @@ def attributes(config: StageConfig, texts: Texts) -> dict[str, pa.Array]:
             return gopher.measure(config, texts)
         case FineWebFilterConfig():
             return fineweb.measure(config, texts)
-        case MaskPersonalDataConfig():
+        case C4ParagraphFilterConfig():
+            return c4.measure_paragraphs(config, texts)
+        case BadWordFilterConfig():
+            return bad_words.measure(config, texts)
+        case LanguageFilterConfig():
+            return language.measure(config, texts)
+        case EncodedDataFilterConfig():
+            return encoded.measure(texts)
+        case MathFilterConfig():
+            return mathematics.measure(config, texts)
+        case C4FilterConfig() | BoilerplateFilterConfig() | MaskPersonalDataConfig():
             return rewrite(config, texts)[1]
         case ExactDedupConfig():
             return exact.measure(texts)
@@ -88,7 +111,15 @@ def attributes(config: StageConfig, texts: Texts) -> dict[str, pa.Array]:
 
 def rewrite(config: RewriteConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Array]]:
     """Changes the texts. The attributes also have the bytes of each new one; of one with none nothing is left."""
-    changed, counts = personal.mask(config, texts)
+    match config:
+        case C4FilterConfig():
+            changed, counts = c4.clean(config, texts)
+        case BoilerplateFilterConfig():
+            changed, counts = boilerplate.clean(config, texts)
+        case MaskPersonalDataConfig():
+            changed, counts = personal.mask(config, texts)
+        case _:
+            assert_never(config)
     return changed, {"bytes": pa.array(changed.ends - changed.starts), **counts}
 
 

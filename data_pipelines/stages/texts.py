@@ -5,7 +5,7 @@ documents and every position has one before it.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks
 from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
+_RARE_BYTES = 6  # a word as long as that is rare
 
 
 class Lines(Ranges):
@@ -82,6 +83,45 @@ class Lines(Ranges):
             found |= fits
         return found
 
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """Index of the line that holds each position."""
+        return np.searchsorted(self.starts, positions, side="right") - 1
+
+    def have(self, character: str) -> np.ndarray:
+        """Whether each line has an ASCII character."""
+        found = np.zeros(len(self), bool)
+        found[self.at(np.flatnonzero(self.texts.data == ord(character)))] = True
+        return found
+
+    def have_kind(self, kind: int) -> np.ndarray:
+        """Whether each line has a character with a flag of `kinds`."""
+        return Ranks((self.texts.kinds & kind) != 0).count(self.starts, self.ends) > 0
+
+    def contain(self, phrases: Sequence[str]) -> np.ndarray:
+        """Whether each line has one of the phrases in it, the case of ASCII letters aside."""
+        found, lower = np.zeros(len(self), bool), self.texts.lower
+        for anchor, wanted in _anchors(tuple(phrases)).items():
+            position = lower.find(anchor)
+            while position >= 0:
+                line = int(self.at(np.array(position)))
+                content = lower[self.starts[line] : self.ends[line]]
+                found[line] |= any(phrase in content for phrase in wanted)
+                position = lower.find(anchor, max(int(self.ends[line]), position + 1))
+        return found
+
+
+@functools.cache
+def _anchors(phrases: tuple[str, ...]) -> dict[bytes, tuple[bytes, ...]]:
+    """Phrases by a part of each: as few parts as will do, since every one is looked for in all of the text."""
+    left = {phrase.lower().encode() for phrase in phrases}
+    anchors: dict[bytes, tuple[bytes, ...]] = {}
+    while left:
+        parts = left | {word for phrase in left for word in phrase.split() if len(word) >= _RARE_BYTES}
+        best = max(sorted(parts), key=lambda part: (sum(part in phrase for phrase in left), len(part)))
+        anchors[best] = tuple(sorted(phrase for phrase in left if best in phrase))
+        left -= set(anchors[best])
+    return anchors
+
 
 class Texts:
     """Documents in order. Positions are those of bytes in `raw`.
@@ -132,6 +172,30 @@ class Texts:
         starts, ends = (edges + added[begins.searchsorted(edges)] for edges in (self.starts, self.ends))
         return Texts(raw, starts, ends)
 
+    def of_lines(self, lines: Ranges, chosen: np.ndarray, contents: Mapping[int, bytes]) -> "Texts":
+        """Texts of the lines that are chosen, of which some have other contents."""
+        rows = np.flatnonzero(chosen)
+        number = np.bincount(lines.document[rows], minlength=len(self))
+        (empty,) = np.nonzero(number == 0)  # a document without lines is one with an empty one
+        order = np.argsort(np.concatenate([lines.document[rows], empty]), kind="stable")
+        starts, ends = (
+            np.concatenate([edges[rows], self.starts[empty]])[order] for edges in (lines.starts, lines.ends)
+        )
+        sizes, changed = ends - starts, np.zeros(len(order), bool)
+        rows = np.concatenate([rows, np.full(len(empty), -1)])[order]
+        if contents:
+            changed = np.isin(rows, list(contents))
+            sizes[changed] = [len(contents[row]) for row in rows[changed].tolist()]
+        # Lines that follow each other are copied together with the line feeds between them.
+        first = np.append(True, (starts[1:] != ends[:-1] + 1) | changed[1:] | changed[:-1])[: len(order)]
+        begins = np.flatnonzero(first)
+        last = np.append(begins[1:], len(order))[: len(begins)] - 1
+        edges = zip(rows[begins].tolist(), starts[begins].tolist(), ends[last].tolist(), strict=True)
+        parts = [contents[row] if row in contents else self.raw[start:end] for row, start, end in edges]
+        after = np.cumsum(sizes + 1)
+        ends = after[np.cumsum(np.maximum(number, 1)) - 1]
+        return Texts(b"\n".join([b"", *parts, _PADDING]), np.append(1, ends[:-1] + 1)[: len(self)], ends)
+
     @functools.cached_property
     def array(self) -> pa.Array:
         """The documents as a column of strings."""
@@ -168,8 +232,13 @@ class Texts:
         """uint8 of each byte: flags of its character, such as `alphabet.SPACE`, and CONTINUES after its first byte."""
         return alphabet.flags(self.raw, self.beyond, alphabet.KINDS)
 
+    @functools.cached_property
+    def marks(self) -> np.ndarray:
+        """uint8 of each byte: other flags of its character, such as `alphabet.TERMINAL`."""
+        return alphabet.flags(self.raw, self.beyond, alphabet.MARKS)
+
     def marks_at(self, positions: np.ndarray) -> np.ndarray:
-        """uint8 of some positions: other flags of their characters, such as `alphabet.TERMINAL`."""
+        """`marks` of some positions, without CONTINUES."""
         return alphabet.flags_at(self.data, positions, self.beyond, alphabet.MARKS)
 
     @functools.cached_property

@@ -195,6 +195,181 @@ class FineWebFilterConfig:
         positive(self, "short_line_chars")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class C4FilterConfig:
+    """Rules of C4 (arXiv:1910.10683, 2.2) in the form of datatrove: removes lines, then drops documents.
+
+    Lines keep no white space around them, blank ones go. The thresholds and rules that are the defaults are C4's;
+    FineWeb uses require_terminal = False.
+
+    Attributes:
+      min_sentences: sentences in the lines that are left.
+      max_lorem_ipsum, max_curly_brackets: lines with "lorem ipsum" or "{".
+      require_terminal: remove lines that do not end with one of . ? ! and quotation marks, or end with an ellipsis.
+      line_words: remove lines of fewer words.
+      word_chars: remove lines with a longer word.
+      remove_javascript: remove lines with "javascript".
+      policy_phrases: remove lines with one of these. In all phrases the case of ASCII letters does not matter.
+      remove_citations: cut [1], [edit] and [citation needed].
+      sentences: "punctuation" ends a sentence at a word with a stop, and at the end of a line; "datatrove" counts as
+        spaCy's sentencizer does.
+    """
+
+    min_sentences: int | None = 5
+    max_lorem_ipsum: int | None = 0
+    max_curly_brackets: int | None = 0
+    require_terminal: bool = True
+    line_words: int = 3
+    word_chars: int = 1000
+    remove_javascript: bool = True
+    policy_phrases: tuple[str, ...] = (
+        "terms of use",
+        "privacy policy",
+        "cookie policy",
+        "uses cookies",
+        "use of cookies",
+        "use cookies",
+    )
+    remove_citations: bool = True
+    sentences: Literal["punctuation", "datatrove"] = "punctuation"
+
+    def __post_init__(self):
+        positive(self, "min_sentences", "line_words", "word_chars")
+        _check_phrases(self, "policy_phrases")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class C4ParagraphFilterConfig:
+    """Rule of mC4 (Xue et al. 2021, arXiv:2010.11934): a page has at least three lines of 200 characters or more.
+
+    `min_long_line_chars` bounds the length of the `lines`-th longest line.
+    """
+
+    min_long_line_chars: int | None = 200
+    lines: int = 3
+
+    def __post_init__(self):
+        positive(self, "min_long_line_chars", "lines")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BoilerplateFilterConfig:
+    """Line-wise corrections of RefinedWeb (arXiv:2306.01116, G.2), in the form of DCLM (arXiv:2406.11794).
+
+    Removes lines that are mainly capitals, only digits, only a count (such as "3 likes") or a single word, and phrases
+    from short lines; then drops documents of which too much went.
+
+    Attributes:
+      max_removed_word_share: words that went, among all.
+      uppercase_share: lines of which more of the characters are capitals go.
+      phrase_line_words: lines of at most so many words lose the phrases.
+      prefixes, suffixes, phrases: which are cut at the start, at the end, anywhere, whatever the case of letters.
+    """
+
+    max_removed_word_share: float | None = 0.05
+    uppercase_share: float = 0.5
+    phrase_line_words: int = 10
+    prefixes: tuple[str, ...] = ("sign-in",)
+    suffixes: tuple[str, ...] = ("read more...",)
+    phrases: tuple[str, ...] = ("items in cart",)
+
+    def __post_init__(self):
+        fraction(self, "max_removed_word_share", "uppercase_share")
+        positive(self, "phrase_line_words")
+        _check_phrases(self, "prefixes", "suffixes", "phrases")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BadWordFilterConfig:
+    """Rule of C4 (arXiv:1910.10683, 2.2): no page with a word of a list, such as LDNOOBW's.
+
+    Attributes:
+      max_bad_words: how often words of the list occur, whatever the case of letters.
+      words: the list, or a part of it; may have phrases.
+      path: file with a word or phrase on each line, more of the list; environment variables and ~ are expanded.
+      whole_words: neither a letter nor a digit stands before or after. False for languages without spaces.
+    """
+
+    max_bad_words: int | None = 0
+    words: tuple[str, ...] = ()
+    path: str | None = None
+    whole_words: bool = True
+
+    def __post_init__(self):
+        require(bool(self.words) or self.path is not None, self, "words or path must name what to look for")
+        _check_phrases(self, "words")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageFilterConfig:
+    """Keeps documents in some languages, by the naive Bayes model that the package py3langid has with it.
+
+    Attributes:
+      only_language: ISO 639-1 codes of the languages; "zxx" has none, such as source code.
+      min_language_score: probability of the most likely one. FineWeb's 0.65 is for another model, fastText's lid.176.
+      sample_bytes: of each document is looked at; of longer ones `sample_parts` parts from all over the text.
+    """
+
+    only_language: tuple[str, ...] | None = ("en",)
+    min_language_score: float | None = 0.5
+    sample_bytes: int = 512
+    sample_parts: int = 4
+
+    def __post_init__(self):
+        fraction(self, "min_language_score")
+        positive(self, "sample_bytes", "sample_parts")
+        fits = self.sample_bytes >= 16 * self.sample_parts
+        require(fits, self, f"sample_bytes must be at least 16 for each of {self.sample_parts} parts")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedDataFilterConfig:
+    """Rules of StarCoder2 (arXiv:2402.19173, 2.3) on base64, hexadecimal bytes and Unicode escapes in source code.
+
+    Attributes:
+      max_encoded_chars: characters in the longest run of such data.
+      max_encoded_share: characters in all runs, among the document's.
+    """
+
+    max_encoded_chars: int | None = 1024
+    max_encoded_share: float | None = 0.5
+
+    def __post_init__(self):
+        positive(self, "max_encoded_chars")
+        fraction(self, "max_encoded_share")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MathFilterConfig:
+    r"""Rules of OpenWebMath (arXiv:2310.06786, 3) for pages with mathematics, from which FineMath starts too.
+
+    Attributes:
+      min_math_marks: formulas, commands and symbols together.
+      min_formulas: in $ $, $$ $$, \( \), \[ \] and MathML.
+      min_latex_commands: commands of `commands`.
+      max_accented_share: accented Latin letters among the characters: mathematics in other languages.
+    """
+
+    min_math_marks: int | None = 1
+    min_formulas: int | None = None
+    min_latex_commands: int | None = None
+    max_accented_share: float | None = 0.015
+    commands: tuple[str, ...] = (
+        *("frac", "dfrac", "tfrac", "sqrt", "sum", "prod", "int", "oint", "lim", "partial", "nabla", "infty"),
+        *("begin", "end", "left", "right", "label", "ref", "eqref", "nonumber", "item", "text", "mathrm"),
+        *("mathbf", "mathbb", "mathcal", "mathfrak", "operatorname", "overline", "hat", "tilde", "vec", "bar"),
+        *("times", "cdot", "ldots", "cdots", "pm", "leq", "geq", "le", "ge", "neq", "approx", "equiv", "sim"),
+        *("in", "notin", "subset", "subseteq", "cup", "cap", "forall", "exists", "rightarrow", "to", "mapsto"),
+        *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "lambda", "mu"),
+        *("nu", "xi", "pi", "rho", "sigma", "tau", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta"),
+        *("Theta", "Lambda", "Sigma", "Phi", "Psi", "Omega", "sin", "cos", "tan", "log", "ln", "exp"),
+    )
+
+    def __post_init__(self):
+        fraction(self, "max_accented_share")
+        _check_phrases(self, "commands")
+
+
 PersonalData = Literal["secret", "email", "ip", "card", "phone"]
 
 
@@ -221,7 +396,7 @@ class MaskPersonalDataConfig:
 
 
 # These change texts, and come before stages that look at the whole corpus.
-RewriteConfig = MaskPersonalDataConfig
+RewriteConfig = C4FilterConfig | BoilerplateFilterConfig | MaskPersonalDataConfig
 FilterConfig = (
     LengthFilterConfig
     | LineFilterConfig
@@ -230,5 +405,19 @@ FilterConfig = (
     | MarkerFilterConfig
     | GopherFilterConfig
     | FineWebFilterConfig
+    | C4FilterConfig
+    | C4ParagraphFilterConfig
+    | BoilerplateFilterConfig
+    | BadWordFilterConfig
+    | LanguageFilterConfig
+    | EncodedDataFilterConfig
+    | MathFilterConfig
     | MaskPersonalDataConfig
 )
+
+
+def _check_phrases(config: object, *names: str) -> None:
+    for name in names:
+        phrases = getattr(config, name)
+        one_line = all(phrase.strip() and "\n" not in phrase for phrase in phrases)
+        require(one_line, config, f"{name} must be neither blank nor of several lines, got {phrases}")

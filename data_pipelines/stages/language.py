@@ -1,0 +1,154 @@
+"""In which language a document is, from a sample of it: the naive Bayes model of `py3langid`, a whole batch at once.
+
+Lui and Baldwin 2012 (langid.py): byte n-grams are found by an automaton whose state depends on the last few bytes only.
+So it is run on many short pieces of the samples side by side, each from a few bytes before its start.
+"""
+
+import dataclasses
+import functools
+import unicodedata
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.stages.texts import Texts
+from slmjax.config.filters import LanguageFilterConfig
+
+_PIECE = 48  # bytes that the automaton reads one after the other
+UNKNOWN = "und"  # ISO 639-2: undetermined
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """Of `py3langid`.
+
+    Attributes:
+      languages: of each class; of one that occurs twice the probabilities are added.
+      next_states: for each row and byte.
+      rows: of each state, times 256.
+      features: that are found on reaching each state; -1 for none.
+      memory: bytes that decide on a state.
+      weights: log-probability of each feature in each class.
+      priors: log-probability of each class.
+    """
+
+    languages: list[str]
+    next_states: np.ndarray
+    rows: np.ndarray
+    features: np.ndarray
+    memory: int
+    weights: np.ndarray
+    priors: np.ndarray
+
+
+def check_installed() -> None:
+    """Raises ValueError with the command to run where `py3langid` is absent."""
+    try:
+        import py3langid  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "LanguageFilterConfig needs the package py3langid: pip install -e '.[data]' -c constraints.txt, or leave "
+            "the filter out"
+        ) from error
+
+
+def measure(config: LanguageFilterConfig, texts: Texts) -> dict[str, pa.Array]:
+    """The most likely language of each document, as its ISO 639 code, and its probability."""
+    model = _model()
+    languages, scores = [], []
+    samples = [sample.encode() for sample in take_samples(config, texts)]
+    for sample, (features, counts) in zip(samples, _count_features(model, samples), strict=True):
+        if len(features) == 0:
+            languages.append(UNKNOWN)
+            scores.append(0.0)
+            continue
+        logits = np.log1p(counts, dtype=np.float32) @ model.weights[features] + model.priors
+        logits /= np.sqrt(len(sample))
+        probabilities = np.exp(logits - logits.max())
+        first = _first_of_each(tuple(model.languages))
+        summed = np.bincount(first, probabilities)
+        best = int(summed.argmax())
+        languages.append(model.languages[best])
+        scores.append(float(summed[best] / summed.sum()))
+    return {"language": pa.array(languages, pa.string()), "language_score": pa.array(scores, pa.float64())}
+
+
+def take_samples(config: LanguageFilterConfig, texts: Texts) -> list[str]:
+    """Of each document all, where it is short, or parts from all over it, as the model wants them."""
+    size = config.sample_bytes // config.sample_parts
+    samples = []
+    for start, end in zip(texts.starts.tolist(), texts.ends.tolist(), strict=True):
+        if end - start <= config.sample_bytes:
+            sample = texts.raw[start:end].decode()
+        else:
+            step = (end - start - size) // max(config.sample_parts - 1, 1)
+            parts = [texts.raw[at : at + size] for at in range(start, end, max(step, 1))][: config.sample_parts]
+            sample = "\n".join(part.decode(errors="ignore") for part in parts)
+        samples.append(unicodedata.normalize("NFC", sample.lower() if sample.isupper() else sample))
+    return samples
+
+
+@functools.cache
+def _model() -> _Model:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    loaded = LanguageIdentifier.from_model_file(MODEL_FILE)
+    rows = np.asarray(loaded.tk_row).astype(np.int64) << 8
+    next_states = np.asarray(loaded.tk_nextmove)
+    return _Model(
+        languages=list(loaded.nb_classes),
+        next_states=next_states,
+        rows=rows,
+        features=np.asarray(loaded.tk_output, np.int32),
+        memory=_depth(next_states, rows),
+        weights=loaded.nb_ptc.astype(np.float32),
+        priors=loaded.nb_pc.astype(np.float32),
+    )
+
+
+def _depth(next_states: np.ndarray, rows: np.ndarray) -> int:
+    """Bytes after which every state can be reached from the first one."""
+    reached = np.zeros(len(rows), bool)
+    reached[0] = True
+    fresh, depth = np.array([0]), 0
+    while len(fresh := np.unique(next_states[rows[fresh][:, None] + np.arange(256)])):
+        fresh = fresh[~reached[fresh]]
+        reached[fresh] = True
+        depth += len(fresh) > 0
+        if len(fresh) == 0:
+            break
+    return depth
+
+
+@functools.cache
+def _first_of_each(languages: tuple[str, ...]) -> np.ndarray:
+    """Index of the first class with the language of each class."""
+    return np.array([languages.index(language) for language in languages])
+
+
+def _count_features(model: _Model, samples: list[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The features of each sample, and how often each occurs."""
+    data = np.frombuffer(b"".join(samples) + bytes(_PIECE), np.uint8)
+    sizes = np.array([len(sample) for sample in samples])
+    begins = np.cumsum(sizes) - sizes
+    pieces = -(-sizes // _PIECE)
+    document = np.repeat(np.arange(len(samples)), pieces)
+    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    starts = begins[document] + number * _PIECE
+    left = begins[document] + sizes[document] - starts
+    states = np.zeros(len(document), np.int64)
+    found = np.full((_PIECE, len(document)), -1, np.int32)
+    warm = number > 0  # the first piece of a sample starts in the first state
+    for step in range(-model.memory, _PIECE):
+        states = model.next_states[model.rows[states] + data[np.maximum(starts + step, 0)]]
+        if step < 0:
+            states = np.where(warm, states, 0)
+        else:
+            found[step] = np.where(step < left, model.features[states], -1)
+    keys = (document.astype(np.uint64) << np.uint64(32)) | found.astype(np.uint64)
+    keys = np.sort(keys[found >= 0])
+    runs = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+    counts = np.diff(np.append(runs, len(keys)))
+    features = (keys[runs] & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    ends = np.searchsorted(keys[runs], np.arange(1, len(samples), dtype=np.uint64) << np.uint64(32))
+    return list(zip(np.split(features, ends), np.split(counts, ends), strict=True))
