@@ -63,8 +63,7 @@ def tiled_smem(shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> pl.Memory
 
 def transposed(ref):
     """The last two dimensions of a reference to shared memory, exchanged."""
-    order = (*range(ref.ndim - 2), ref.ndim - 1, ref.ndim - 2)
-    return plgpu.transpose_ref(ref, order) if hasattr(plgpu, "transpose_ref") else ref.transpose(order)
+    return ref.transpose((*range(ref.ndim - 2), ref.ndim - 1, ref.ndim - 2))
 
 
 def sm_count() -> int:
