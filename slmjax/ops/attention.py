@@ -2,7 +2,9 @@
 
   reference  every score at once; the definition.
   chunked    flash attention in plain XLA: any mask, any platform, memory linear in length.
-  hopper     our fused kernels for H100 and H200: any mask, tiles skipped in both directions.
+  hopper     our fused kernels for H100 and H200: any mask, tiles skipped in both directions. The gradient of the
+             queries is summed in any order, so that its last bits differ from run to run.
+  hopper_deterministic  the same, bit for bit every time, with a slower backward pass.
   cudnn      NVIDIA's fused kernels through `jax.nn`; only where they compute exactly what the mask says.
 
 To add an implementation: write it with the reference's signature, reading the mask by `ops.mask.ranges` and
@@ -28,7 +30,7 @@ from slmjax.ops.partition import over_batch
 
 __all__ = ["AttentionMask", "attention", "choose_implementation", "why_not_cudnn", "why_not_hopper"]
 
-Implementation = Literal["reference", "chunked", "hopper", "cudnn"]
+Implementation = Literal["reference", "chunked", "hopper", "hopper_deterministic", "cudnn"]
 Platform = Literal["cpu", "gpu", "hopper", "tpu"]
 
 _logger = logging.getLogger("slmjax.attention")
@@ -65,15 +67,16 @@ def attention(
             return attention_reference(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, sinks_N=sinks_N)
         case "chunked":
             return attention_chunked(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, softcap=softcap, sinks_N=sinks_N)
-        case "hopper":
+        case "hopper" | "hopper_deterministic":
             reason = why_not_hopper(q_BTNH, scale=scale)
             if reason is not None:
-                raise ValueError(f"attention implementation 'hopper' {reason}; use 'chunked' or 'auto'")
+                raise ValueError(f"attention implementation '{implementation}' {reason}; use 'chunked' or 'auto'")
             from slmjax.kernels.hopper.attention import (
                 hopper_attention,
             )  # Pallas is slow to import, and of use here only
 
-            fused = functools.partial(hopper_attention, scale=scale, softcap=softcap)
+            deterministic = implementation == "hopper_deterministic"
+            fused = functools.partial(hopper_attention, scale=scale, softcap=softcap, deterministic=deterministic)
             return _over_batch(fused, q_BTNH, k_BSKH, v_BSKH, mask, sinks_N)
         case "cudnn":
             reason = why_not_cudnn(q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks_N is not None)
@@ -133,8 +136,8 @@ def why_not_hopper(q_BTNH: jax.Array, *, scale: float) -> str | None:
     """Returns why our kernels for Hopper cannot compute this attention, or None if they can."""
     if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs bfloat16 or float16, got {q_BTNH.dtype}"
-    if q_BTNH.shape[-1] > 128:
-        return f"needs a head_dim of at most 128, got {q_BTNH.shape[-1]}"
+    if q_BTNH.shape[-1] > 256:
+        return f"needs a head_dim of at most 256, got {q_BTNH.shape[-1]}"
     if scale <= 0:
         return f"needs a scale over zero, got {scale}"
     return None

@@ -157,7 +157,7 @@ def test_every_candidate_compiles_without_spilling(kind, blocks, capfd, monkeypa
 @pytest.mark.parametrize("blocks", CANDIDATES)
 def test_on_the_device(kind, blocks):
     generator = np.random.default_rng(0)
-    for shape, num_groups in (((4104, 704, 320), 8), ((8192, 1024, 512), 64), ((72, 64, 64), 3)):
+    for shape, num_groups in (((4104, 704, 320), 8), ((8192, 1024, 512), 64), ((136, 128, 192), 3)):
         for in_groups in (shape[0], shape[0] // 2, 0):
             cuts = np.sort(generator.integers(0, in_groups + 1, num_groups - 1))
             sizes = np.diff([0, *cuts, in_groups])
@@ -168,20 +168,22 @@ def test_on_the_device(kind, blocks):
 
 def test_what_the_kernels_cannot_do_is_refused():
     x_XD, w_EDF, sizes_E = (
-        jnp.ones((16, 64), jnp.bfloat16),
-        jnp.ones((2, 64, 128), jnp.bfloat16),
+        jnp.ones((144, 128), jnp.bfloat16),
+        jnp.ones((2, 128, 192), jnp.bfloat16),
         jnp.ones(2, jnp.int32),
     )
-    with pytest.raises(ValueError, match=r"expected x \(X, 128\) and group_sizes \(2,\).*got \(16, 64\)"):
+    with pytest.raises(ValueError, match=r"expected x \(X, 192\) and group_sizes \(2,\).*got \(144, 128\)"):
         grouped_matmul(x_XD, w_EDF, sizes_E, transposed=True)
     with pytest.raises(ValueError, match="needs bfloat16 or float16, the same for both, got float32 and bfloat16"):
         grouped_matmul(x_XD.astype(jnp.float32), w_EDF, sizes_E)
     with pytest.raises(ValueError, match="widths that are multiples of 64"):
-        grouped_matmul(x_XD, w_EDF[:, :, :100], sizes_E)
-    with pytest.raises(ValueError, match="rows that is a multiple of 8, got 15"):
-        transposed_grouped_matmul(x_XD[:15], x_XD[:15], sizes_E)
-    with pytest.raises(ValueError, match="as many rows of x as of dy, got 16 and 8"):
-        transposed_grouped_matmul(x_XD, x_XD[:8], sizes_E)
+        grouped_matmul(x_XD, w_EDF[:, :, :150], sizes_E)
+    with pytest.raises(ValueError, match="rows that is a multiple of 8, got 143"):
+        transposed_grouped_matmul(x_XD[:143], x_XD[:143], sizes_E)
+    with pytest.raises(ValueError, match="as many rows of x as of dy, got 144 and 136"):
+        transposed_grouped_matmul(x_XD, x_XD[:136], sizes_E)
+    with pytest.raises(ValueError, match="at least 128 rows and widths of at least 128"):
+        grouped_matmul(x_XD[:64], w_EDF, sizes_E)
     with pytest.raises(ValueError, match="rows must be a multiple of 64 for each warpgroup"):
         MatmulBlocks(rows=64, teams=1)
     with pytest.raises(ValueError, match="teams must be 1 or 2, got 3"):

@@ -8,27 +8,43 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from slmjax.kernels.hopper.attention_backward_fused import FusedTiling, attention_backward_fused
+from slmjax.kernels.hopper.attention_backward_split import (
+    SplitTiling,
+    attention_backward_split,
+    split_tilings,
+)
 from slmjax.kernels.hopper.attention_forward import ForwardTiling, attention_forward
 from slmjax.kernels.tiles import IntArray, pad_ranges
 
-_ROWS = 128  # lengths are padded to multiples of this
+# Lengths and widths are padded to multiples of these.
+_LENGTHS, _WIDTHS = 128, 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionTiling:
-    """Tilings of the two directions."""
+    """Tilings of the two directions; that of the backward chooses its kernels, too."""
 
     forward: ForwardTiling
-    backward: FusedTiling
+    backward: FusedTiling | SplitTiling
 
 
-def default_tiling(head_dim: int, *, heads_per_group: int) -> AttentionTiling:
-    """Returns the fastest tiling measured on an H200, by benchmarks/attention.py."""
-    if head_dim > 64:
-        return AttentionTiling(forward=ForwardTiling(), backward=FusedTiling(q_tile=64, ahead=False))
-    # Three consumers fit with head_dim 64 only. Over neighbouring queries they would wait for the diagonal's last one.
-    together = ForwardTiling(warpgroups=3, heads_together=True)
-    return AttentionTiling(forward=together if heads_per_group > 2 else ForwardTiling(), backward=FusedTiling())
+def default_tiling(head_dim: int, *, heads_per_group: int, deterministic: bool = False) -> AttentionTiling:
+    """Returns the fastest tiling measured on an H200 by benchmarks/attention.py; above 128 one that fits, unmeasured.
+
+    The fused backward is built for head_dim 64 and 128 and sums dq in any order; the split one is for the others, and
+    where all has to be the same bit for bit every time.
+    """
+    if head_dim > 128:
+        forward = ForwardTiling(k_tile=64, stages=1)
+    elif head_dim <= 64 and heads_per_group > 2:
+        # Three consumers fit with narrow heads only. Over neighbouring queries they would wait for the diagonal's last.
+        forward = ForwardTiling(warpgroups=3, heads_together=True)
+    else:
+        forward = ForwardTiling()
+    if deterministic or head_dim not in (64, 128):
+        return AttentionTiling(forward=forward, backward=split_tilings(head_dim)[0])
+    fused = FusedTiling() if head_dim == 64 else FusedTiling(q_tile=64, ahead=False)
+    return AttentionTiling(forward=forward, backward=fused)
 
 
 def hopper_attention(
@@ -41,28 +57,29 @@ def hopper_attention(
     *,
     scale: float,
     softcap: float | None = None,
+    deterministic: bool = False,
     tiling: AttentionTiling | None = None,
 ) -> jax.Array:
     """Returns softmax(scale * q k^T) v over the keys k_start <= s < k_end of each query, as out_BTNH in q's dtype.
 
     The mask, softcap and sinks mean what they do in `ops.attention`. X is 1, a mask for all rows, or B. bfloat16 or
-    float16; head_dim up to 128.
+    float16; head_dim up to 256. With `deterministic` gradients are the same bit for bit every time.
     """
     T, H = q_BTNH.shape[1], q_BTNH.shape[3]
-    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, T + -T % _ROWS)
+    k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, T + -T % _LENGTHS)
     heads = q_BTNH.shape[2] // k_BSKH.shape[2]
-    q_BTNH = _pad(q_BTNH)
-    problem = _Problem(scale=scale, softcap=softcap, tiling=tiling or default_tiling(H, heads_per_group=heads))
-    out_BTNH = _attend(problem, q_BTNH, _pad(k_BSKH), _pad(v_BSKH), sinks_N, k_start_XT, k_end_XT)
-    return out_BTNH[:, :T, :, :H]
+    q_BTNH, k_BSKH, v_BSKH = _pad(q_BTNH), _pad(k_BSKH), _pad(v_BSKH)
+    if tiling is None:
+        tiling = default_tiling(q_BTNH.shape[3], heads_per_group=heads, deterministic=deterministic)
+    problem = _Problem(scale=scale, softcap=softcap, tiling=tiling)
+    return _attend(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT)[:, :T, :, :H]
 
 
 def _pad(x_BTNH: jax.Array) -> jax.Array:
     T, H = x_BTNH.shape[1], x_BTNH.shape[3]
-    width = 64 if H <= 64 else 128
-    if T % _ROWS == 0 and width == H:
+    if T % _LENGTHS == 0 and H % _WIDTHS == 0:
         return x_BTNH
-    return jnp.pad(x_BTNH, ((0, 0), (0, -T % _ROWS), (0, 0), (0, width - H)))
+    return jnp.pad(x_BTNH, ((0, 0), (0, -T % _LENGTHS), (0, 0), (0, -H % _WIDTHS)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,15 +115,17 @@ def _backward(problem, saved, dout_BTNH):
     delta_BTN = jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32), axis=-1)
     # The barrier keeps the transposition out of the sum, which else reads at a tenth of the memory's speed.
     delta_BNT = jax.lax.optimization_barrier(delta_BTN).swapaxes(1, 2)
-    dq_BTNH, dk_BSKH, dv_BSKH = attention_backward_fused(
-        *(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, lse_BNT, delta_BNT, k_start_XT, k_end_XT),
-        **dict(scale=problem.scale, softcap=problem.softcap, tiling=problem.tiling.backward),
-    )
+    arrays = (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, lse_BNT, delta_BNT, k_start_XT, k_end_XT)
+    match problem.tiling.backward:
+        case FusedTiling() as tiling:
+            gradients = attention_backward_fused(*arrays, scale=problem.scale, softcap=problem.softcap, tiling=tiling)
+        case SplitTiling() as tiling:
+            gradients = attention_backward_split(*arrays, scale=problem.scale, softcap=problem.softcap, tiling=tiling)
     dsinks_N = None
     if sinks_N is not None:  # a sink is a key whose value is zero
         weights_BNT = jnp.exp(sinks_N.astype(jnp.float32)[None, :, None] - lse_BNT)
         dsinks_N = -jnp.sum(weights_BNT * delta_BNT, axis=(0, 2)).astype(sinks_N.dtype)
-    return dq_BTNH, dk_BSKH, dv_BSKH, dsinks_N, None, None
+    return *gradients, dsinks_N, None, None
 
 
 _attend.defvjp(_forward_and_save, _backward)

@@ -18,6 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 # Columns of 16-bit numbers that the 128-byte swizzle covers, and the rows after which its pattern repeats.
 SWIZZLED = 64
+LEAST = 128  # rows, and widths
 ALIGNED_ROWS = 8
 
 _COPYING = 2  # the warpgroup that copies; 0 and 1 multiply
@@ -75,6 +76,9 @@ def why_not(a: jax.Array, b: jax.Array) -> str | None:
         return f"needs bfloat16 or float16, the same for both, got {a.dtype} and {b.dtype}"
     if any(width % SWIZZLED for width in (a.shape[-1], *b.shape[1:])):
         return f"needs widths that are multiples of {SWIZZLED}, got {a.shape} and {b.shape}"
+    # A tile larger than the whole matrix came back wrong on an H200, though right in the simulator.
+    if min(a.shape[0], a.shape[-1], *b.shape[1:]) < LEAST:
+        return f"needs at least {LEAST} rows and widths of at least {LEAST}, got {a.shape} and {b.shape}"
     if a.shape[0] % ALIGNED_ROWS:
         return f"needs a number of rows that is a multiple of {ALIGNED_ROWS}, got {a.shape[0]}"
     return None
