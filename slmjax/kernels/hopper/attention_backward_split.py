@@ -26,26 +26,30 @@ class SplitTiling:
 
 
 def split_tilings(head_dim: int) -> list[SplitTiling]:
-    """Returns tilings worth measuring, the default first. None of them spills registers; all fit the shared memory."""
+    """Returns tilings worth measuring, the default first.
+
+    All fit the shared memory. The default never spills registers, the others do not without a softcap.
+    """
+    small = PassTiling(tile=64, stages=4)
     if head_dim <= 96:
         dq = [
             PassTiling(tile=128, stages=3, resident=head_dim <= 64),
-            PassTiling(tile=64, stages=4, resident=True, lookahead=True),
+            dataclasses.replace(small, resident=True, lookahead=True),
             PassTiling(tile=128, stages=3, lookahead=True),
-            PassTiling(tile=64, stages=4, resident=True),
+            dataclasses.replace(small, resident=True),
         ]
         dkv = [
-            PassTiling(tile=64, stages=4, resident=True),
-            PassTiling(tile=64, stages=4, resident=head_dim <= 64, lookahead=True),
-            PassTiling(tile=64, stages=4, lookahead=True),
-            PassTiling(tile=128 if head_dim <= 64 else 64, stages=3),
+            dataclasses.replace(small, resident=True),
+            dataclasses.replace(small, resident=head_dim <= 64, lookahead=True),
+            PassTiling(tile=128, stages=3) if head_dim <= 64 else PassTiling(tile=64, stages=3, lookahead=True),
+            small,
         ]
     elif head_dim <= 128:
         dq = [
-            PassTiling(tile=64, stages=4, resident=True, lookahead=True),
+            dataclasses.replace(small, resident=True, lookahead=True),
             PassTiling(tile=128, stages=2),
-            PassTiling(tile=64, stages=4, lookahead=True),
-            PassTiling(tile=64, stages=4, resident=True),
+            dataclasses.replace(small, lookahead=True),
+            dataclasses.replace(small, resident=True),
         ]
         dkv = [
             PassTiling(tile=64, stages=3, lookahead=True),
@@ -58,8 +62,8 @@ def split_tilings(head_dim: int) -> list[SplitTiling]:
             PassTiling(tile=64, stages=2, warpgroups=1, lookahead=True),
             PassTiling(tile=64, stages=2, warpgroups=1),
         ]
-        dkv = [PassTiling(tile=64, stages=2), PassTiling(tile=64, stages=1)]
-    return [SplitTiling(dq=a, dkv=b) for a, b in zip(dq, dkv, strict=True)]
+        dkv = [PassTiling(tile=64, stages=2)] * 2
+    return [SplitTiling(dq=one, dkv=other) for one, other in zip(dq, dkv, strict=True)]
 
 
 def attention_backward_split(
