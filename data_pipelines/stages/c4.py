@@ -35,9 +35,10 @@ def clean(config: C4FilterConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Arr
     """Returns the lines that are left, without white space around them, and what was removed."""
     lines = texts.text_lines
     words = texts.words("whitespace")
-    long_words = words.starts[words.chars > config.word_chars]
+    long = np.flatnonzero(words.bytes > config.word_chars)
+    long = long[texts.chars(words.starts[long], words.ends[long]) > config.word_chars]
     too_long = np.zeros(len(lines), bool)
-    too_long[lines.at(long_words)] = True
+    too_long[lines.at(words.starts[long])] = True
     short = lines.num_words < config.line_words
     verdicts = _judge(config, lines, too_long, _unfinished(config, lines), short)
     cited = _without_citations(lines) if config.remove_citations else {}
@@ -54,6 +55,7 @@ def clean(config: C4FilterConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Arr
     edited = np.zeros(len(lines), bool)
     edited[list(cited)] = True
     counts = {f"removed_{rule}_lines": lines.sum(verdicts.removed == i) for i, rule in enumerate(_RULES)}
+    counts["removed_short_lines"] -= lines.per_document - texts.num_text_lines
     attributes = {
         "sentences": lines.sum(verdicts.sentences * left),
         "lorem_ipsum": lines.sum(verdicts.lorem_ipsum),

@@ -20,15 +20,20 @@ def measure(config: GopherFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     number = words.per_document
     meaning = words.any((texts.kinds & alphabet.MEANING) != 0)  # words of symbols alone have no length
     num_meaning = words.sum(meaning)
+    without = np.flatnonzero(~meaning)
+    chars_without = np.bincount(
+        words.document[without], texts.chars(words.starts[without], words.ends[without]), len(texts)
+    )
+    chars = texts.num_chars - texts.count_kind(alphabet.SPACE) - chars_without
     letters = words.any((texts.kinds & alphabet.LETTER) != 0)
     bullets, ellipses = lines.start_with(_BULLETS), lines.end_with(_ELLIPSES)
     return {
         "words": pa.array(num_meaning),
-        "mean_word_chars": pa.array(share(words.sum(words.chars * meaning), num_meaning)),
+        "mean_word_chars": pa.array(share(chars, num_meaning)),
         "hashes_per_word": pa.array(texts.hash_signs / number.clip(1)),
         "ellipses_per_word": pa.array(texts.ellipses / number.clip(1)),
-        "bullet_line_share": pa.array(share(lines.sum(bullets), lines.per_document)),
-        "ellipsis_line_share": pa.array(share(lines.sum(ellipses), lines.per_document)),
+        "bullet_line_share": pa.array(share(lines.sum(bullets), texts.num_text_lines)),
+        "ellipsis_line_share": pa.array(share(lines.sum(ellipses), texts.num_text_lines)),
         "alphabetic_word_share": pa.array(share(words.sum(letters), number)),
         "stop_words": pa.array(_different(config.stop_words, texts, words.hashes, words.document)),
     }
@@ -37,7 +42,7 @@ def measure(config: GopherFilterConfig, texts: Texts) -> dict[str, pa.Array]:
 def _different(stop_words: tuple[str, ...], texts: Texts, hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
     """How many of the stop words are among the words of each document."""
     wanted, shift, table = _lookup(stop_words)
-    which = table[hashes >> shift]
+    which = table[(hashes >> shift).view(np.int64)]
     rows = np.flatnonzero(which < len(wanted))
     rows = rows[hashes[rows] == wanted[which[rows]]]
     found = np.zeros((len(texts), len(wanted)), bool)

@@ -23,7 +23,8 @@ class _Model:
     """Of `py3langid`.
 
     Attributes:
-      languages: of each class; of one that occurs twice the probabilities are added.
+      languages: of each class.
+      aliases: pairs of classes of one language, whose probabilities are added.
       next_states: for each row and byte.
       rows: of each state, times 256.
       features: that are found on reaching each state; -1 for none.
@@ -33,6 +34,7 @@ class _Model:
     """
 
     languages: list[str]
+    aliases: list[tuple[int, int]]
     next_states: np.ndarray
     rows: np.ndarray
     features: np.ndarray
@@ -55,22 +57,23 @@ def check_installed() -> None:
 def measure(config: LanguageFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     """The most likely language of each document, as its ISO 639 code, and its probability."""
     model = _model()
-    languages, scores = [], []
     samples = [sample.encode() for sample in take_samples(config, texts)]
-    for sample, (features, counts) in zip(samples, _count_features(model, samples), strict=True):
-        if len(features) == 0:
-            languages.append(UNKNOWN)
-            scores.append(0.0)
-            continue
-        logits = np.log1p(counts, dtype=np.float32) @ model.weights[features] + model.priors
-        logits /= np.sqrt(len(sample))
-        probabilities = np.exp(logits - logits.max())
-        first = _first_of_each(tuple(model.languages))
-        summed = np.bincount(first, probabilities)
-        best = int(summed.argmax())
-        languages.append(model.languages[best])
-        scores.append(float(summed[best] / summed.sum()))
-    return {"language": pa.array(languages, pa.string()), "language_score": pa.array(scores, pa.float64())}
+    counted = _count_features(model, samples)
+    logits = np.zeros((len(samples), len(model.languages)), np.float32)
+    for row, (features, counts) in zip(logits, counted, strict=True):
+        np.add(np.log1p(counts, dtype=np.float32) @ model.weights[features], model.priors, out=row)
+    # The model's own temperature, by which long samples are not surer than they should be.
+    logits /= np.sqrt([[max(len(sample), 1)] for sample in samples]).reshape(-1, 1)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    for first, again in model.aliases:
+        probabilities[:, first] += probabilities[:, again]
+        probabilities[:, again] = 0.0
+    known = np.array([len(features) > 0 for features, _ in counted], bool)
+    best = probabilities.argmax(axis=1)
+    languages = [model.languages[i] if found else UNKNOWN for i, found in zip(best.tolist(), known, strict=True)]
+    scores = np.where(known, probabilities[np.arange(len(best)), best], 0.0).astype(np.float64)
+    return {"language": pa.array(languages, pa.string()), "language_score": pa.array(scores)}
 
 
 def take_samples(config: LanguageFilterConfig, texts: Texts) -> list[str]:
@@ -95,8 +98,10 @@ def _model() -> _Model:
     loaded = LanguageIdentifier.from_model_file(MODEL_FILE)
     rows = np.asarray(loaded.tk_row).astype(np.int64) << 8
     next_states = np.asarray(loaded.tk_nextmove)
+    languages = list(loaded.nb_classes)
     return _Model(
-        languages=list(loaded.nb_classes),
+        languages=languages,
+        aliases=[(languages.index(language), i) for i, language in enumerate(languages) if language in languages[:i]],
         next_states=next_states,
         rows=rows,
         features=np.asarray(loaded.tk_output, np.int32),
@@ -118,12 +123,6 @@ def _depth(next_states: np.ndarray, rows: np.ndarray) -> int:
         if len(fresh) == 0:
             break
     return depth
-
-
-@functools.cache
-def _first_of_each(languages: tuple[str, ...]) -> np.ndarray:
-    """Index of the first class with the language of each class."""
-    return np.array([languages.index(language) for language in languages])
 
 
 def _count_features(model: _Model, samples: list[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:

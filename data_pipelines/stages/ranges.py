@@ -36,19 +36,17 @@ class Ranks:
         """Number of flags from starts to ends."""
         return self.before(ends) - self.before(starts)
 
-    def count_in(self, places: "_Places") -> np.ndarray:
-        """Number of flags in each of many short ranges."""
-        bits = _overlapping(self._bits.view(np.uint8)).take(places.bytes)
-        bits >>= places.shifts
-        bits &= places.masks
-        counts = np.bitwise_count(bits)
-        if len(places.long):
-            counts = counts.astype(np.int64)
-            counts[places.long] = self.count(places.long_starts, places.long_ends)
-        return counts
+    def any(self, spread: "_Spread") -> np.ndarray:
+        """Whether any flag is set in each of many short ranges."""
+        bits = _overlapping(self._bits.view(np.uint8)).take(spread.bytes)
+        bits >>= spread.shifts
+        bits &= spread.masks
+        found = bits != 0
+        found[spread.long] = self.count(spread.long_starts, spread.long_ends) != 0
+        return found
 
 
-class _Places:
+class _Spread:
     """Where the flags of ranges lie in a row of bits, for ranges of which few are longer than 56."""
 
     def __init__(self, starts: np.ndarray, sizes: np.ndarray):
@@ -69,6 +67,7 @@ class Ranges:
     """
 
     def __init__(self, texts: "Texts", starts: np.ndarray, ends: np.ndarray):
+        assert len(starts) == len(ends)
         self.texts = texts
         self.starts = starts
         self.ends = ends
@@ -102,8 +101,13 @@ class Ranges:
         return self._starts_before.before(positions)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum of values, one for each range, over the ranges of each document."""
-        return np.diff(np.append(0, np.cumsum(values, dtype=np.int64))[self.first])
+        """Sum of values or flags, one for each range, over the ranges of each document."""
+        if values.dtype == bool:
+            return Ranks(values).count(self.first[:-1], self.first[1:])
+        sums = np.zeros(len(self.texts), np.int64)
+        filled = np.flatnonzero(self.per_document)
+        sums[filled] = np.add.reduceat(values, self.first[filled]) if len(filled) else 0
+        return sums
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -111,18 +115,12 @@ class Ranges:
         return self.ends - self.starts
 
     @functools.cached_property
-    def _places(self) -> _Places:
-        return _Places(self.starts, self.bytes)
-
-    @functools.cached_property
-    def chars(self) -> np.ndarray:
-        """Characters in each range."""
-        continuing = self.texts.continuing
-        return self.bytes if continuing is None else self.bytes - continuing.count_in(self._places)
+    def _spread(self) -> _Spread:
+        return _Spread(self.starts, self.bytes)
 
     def any(self, flags: np.ndarray) -> np.ndarray:
         """Whether any of `flags`, one for each byte of the texts, is set in each range."""
-        return Ranks(flags).count_in(self._places) != 0
+        return Ranks(flags).any(self._spread)
 
     @functools.cached_property
     def hashes(self) -> np.ndarray:
@@ -133,31 +131,54 @@ class Ranges:
         hashes ^= view[self.starts] & _FIRST_BYTES.take(np.minimum(sizes, 8))
         hashes *= MULTIPLIER
         hashes ^= hashes >> _HALF
-        # Of the longer ones every further eight bytes, times a power of an odd number, are added.
+        # Of the longer ones the last eight bytes are added; of these up to 16 there are no others.
         rows = np.flatnonzero(sizes > 8)
         if len(rows) == 0:
             return hashes
-        sizes = sizes[rows]
+        last = view[self.ends[rows] - 8]
+        last *= _OTHER
+        last ^= last >> _HALF
+        longer = np.flatnonzero(sizes[rows] > 16)
+        if len(longer):
+            last[longer] += self._between(rows[longer])
+        hashes[rows] += last * MULTIPLIER
+        return hashes
+
+    def _between(self, rows: np.ndarray) -> np.ndarray:
+        """Hashes of all but the first eight bytes of some ranges of more than 16: of every eight bytes, then summed."""
+        sizes = self.bytes[rows]
         blocks = (sizes - 1) >> 3
         firsts = np.cumsum(blocks) - blocks
-        number = np.arange(1, int(firsts[-1] + blocks[-1]) + 1)
-        number -= np.repeat(firsts, blocks)
-        offsets = number << 3
-        content = view[np.repeat(self.starts[rows], blocks) + offsets]
-        left = np.repeat(sizes, blocks)
-        left -= offsets
-        content &= _FIRST_BYTES.take(np.minimum(left, 8, out=left))
+        number = np.arange(1, int(firsts[-1] + blocks[-1]) + 1) - np.repeat(firsts, blocks)
+        starts = np.repeat(self.starts[rows], blocks) + (number << 3)
+        left = np.repeat(self.ends[rows], blocks) - starts
+        content = _overlapping(self.texts.data)[starts] & _FIRST_BYTES.take(np.minimum(left, 8))
         content *= _OTHER
         content ^= content >> _HALF
         content *= _powers(int(blocks.max()) + 1).take(number)
-        hashes[rows] += np.add.reduceat(content, firsts)
-        return hashes
+        return np.add.reduceat(content, firsts)
 
     def strings(self, rows: np.ndarray) -> list[str]:
         """The text of some ranges."""
         raw = self.texts.raw
         starts, ends = self.starts[rows].tolist(), self.ends[rows].tolist()
         return [raw[start:end].decode() for start, end in zip(starts, ends, strict=True)]
+
+
+class Words(Ranges):
+    """Words. `inside` is, for each byte of the texts, whether it is in a word."""
+
+    def __init__(self, texts: "Texts", starts: np.ndarray, ends: np.ndarray, inside: np.ndarray):
+        super().__init__(texts, starts, ends)
+        self.inside = inside
+
+    @functools.cached_property
+    def _chars_inside(self) -> Ranks:
+        return Ranks(self.inside & ((self.texts.data & 0xC0) != 0x80))
+
+    def chars_before(self, words: np.ndarray) -> np.ndarray:
+        """Characters in all words before some words, of which one may be one past the last."""
+        return self._chars_inside.before(np.append(self.starts, self.texts.num_bytes)[words])
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import assert_never
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages.ranges import MULTIPLIER, Ranges, group, share
+from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Words, group, share
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import RepetitionFilterConfig
 
@@ -27,7 +27,7 @@ def measure(config: RepetitionFilterConfig, texts: Texts) -> dict[str, pa.Array]
             lines = Repeats(texts.lines, texts.lines.num_words > 0)
             paragraphs = Repeats(texts.paragraphs, texts.paragraphs.num_words > 0)
             num_lines, extra = lines.number, 0
-            whole = np.diff(_chars_before(words)[words.first])
+            whole = words.chars_before(words.first[1:]) - words.chars_before(words.first[:-1])
             top, duplicate = _ngrams(words, covered=True)
         case "datatrove":
             # A text that starts or ends with a line feed has an empty line there. Shares of n-grams are of all
@@ -73,17 +73,12 @@ def _rows(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _chars_before(words: Ranges) -> np.ndarray:
-    """Characters in the words before each word, and in all."""
-    return np.append(0, np.cumsum(words.chars, dtype=np.int64))
-
-
-def _ngrams(words: Ranges, *, covered: bool) -> tuple[np.ndarray, np.ndarray]:
+def _ngrams(words: Words, *, covered: bool) -> tuple[np.ndarray, np.ndarray]:
     """Characters in the top n-grams and in the duplicate n-grams of each document, a column for each n.
 
     `covered` counts each character in a duplicate n-gram once, and top n-grams without spaces; else as datatrove does.
     """
-    num_documents, before = len(words.texts), _chars_before(words)
+    num_documents = len(words.texts)
     top = np.zeros((num_documents, len(_TOP)))
     duplicate = np.zeros((num_documents, len(_DUPLICATE)))
     hashes, document = words.hashes, words.document
@@ -96,17 +91,17 @@ def _ngrams(words: Ranges, *, covered: bool) -> tuple[np.ndarray, np.ndarray]:
         if n in _TOP:
             found = np.flatnonzero(several)
             first = places[order[runs[found]]]
-            top[:, _TOP.index(n)] = _top(words, before, n, first, sizes[found], spaces=not covered)
+            top[:, _TOP.index(n)] = _top(words, n, first, sizes[found], spaces=not covered)
         repeated = np.zeros(len(places), bool)
         repeated[order[np.repeat(several, sizes)]] = True
         if n in _DUPLICATE and covered:
             again = repeated.copy()
             again[order[runs]] = False
-            duplicate[:, _DUPLICATE.index(n)] = _covered(words, before, n, places[again])
+            duplicate[:, _DUPLICATE.index(n)] = _covered(words, n, places[again])
         elif n in _DUPLICATE:
             kind = np.zeros(len(places), np.int64)
             kind[order] = np.repeat(np.arange(len(runs)), sizes)
-            duplicate[:, _DUPLICATE.index(n)] = _passed_over(words, before, n, places[repeated], kind[repeated])
+            duplicate[:, _DUPLICATE.index(n)] = _passed_over(words, n, places[repeated], kind[repeated])
         # An n-gram can only occur twice where its first and its last n - 1 words do.
         candidates = np.flatnonzero(repeated[:-1] & repeated[1:] & (places[:-1] + 1 == places[1:]))
         places = places[candidates]
@@ -114,9 +109,7 @@ def _ngrams(words: Ranges, *, covered: bool) -> tuple[np.ndarray, np.ndarray]:
     return top, duplicate
 
 
-def _top(
-    words: Ranges, before: np.ndarray, n: int, first: np.ndarray, sizes: np.ndarray, *, spaces: bool
-) -> np.ndarray:
+def _top(words: Words, n: int, first: np.ndarray, sizes: np.ndarray, *, spaces: bool) -> np.ndarray:
     """Characters of each document in its most frequent n-gram; among the most frequent, in the one that occurs first.
 
     `first` is where each n-gram that occurs several times does so first, `sizes` how often.
@@ -129,18 +122,18 @@ def _top(
     np.maximum.at(best, words.document[first], scores)
     counts = (best >> np.uint64(_POSITIONS)).astype(np.int64)
     at = np.where(counts > 0, (lowest - (best & lowest)).astype(np.int64), 0)
-    chars = before[np.minimum(at + n, len(words))] - before[at]
+    chars = words.chars_before(np.minimum(at + n, len(words))) - words.chars_before(at)
     return counts * (chars + (n - 1) * spaces)
 
 
-def _covered(words: Ranges, before: np.ndarray, n: int, places: np.ndarray) -> np.ndarray:
+def _covered(words: Words, n: int, places: np.ndarray) -> np.ndarray:
     """Characters of each document in n-grams that start at `places`, each counted once."""
-    starts, ends = before[places], before[places + n]
+    starts, ends = words.chars_before(places), words.chars_before(places + n)
     starts[1:] = np.maximum(starts[1:], ends[:-1])
     return np.bincount(words.document[places], ends - starts, len(words.texts))
 
 
-def _passed_over(words: Ranges, before: np.ndarray, n: int, places: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+def _passed_over(words: Words, n: int, places: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Characters of each document in n-grams seen before, when reading goes on after such a one.
 
     What starts inside of it is not seen. `places` are those of n-grams that occur several times, `kinds` which it is.
@@ -157,4 +150,5 @@ def _passed_over(words: Ranges, before: np.ndarray, n: int, places: np.ndarray, 
         else:
             seen.add(kind)
     found = np.array(again, np.int64)
-    return np.bincount(words.document[found], before[found + n] - before[found], len(words.texts))
+    chars = words.chars_before(found + n) - words.chars_before(found)
+    return np.bincount(words.document[found], chars, len(words.texts))

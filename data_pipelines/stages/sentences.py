@@ -45,7 +45,8 @@ def _by_tokens(lines: Lines) -> np.ndarray:
     White space of more than one space is a token.
     """
     texts, tokens = lines.texts, lines.texts.words("datatrove")
-    stop = (tokens.chars == 1) & ((texts.marks_at(tokens.starts) & alphabet.STOP) != 0)
+    stop = (texts.marks_at(tokens.starts) & alphabet.STOP) != 0
+    stop &= texts.chars(tokens.starts, tokens.ends) == 1
     punctuation = ~tokens.any((texts.marks & alphabet.PUNCTUATION) == 0)
     first, last = tokens.index(lines.starts), tokens.index(lines.ends)
     spaced = np.zeros(len(tokens), bool)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, assert_never
 import numpy as np
 
 from data_pipelines.stages import alphabet, english
-from data_pipelines.stages.ranges import Ranges, group
+from data_pipelines.stages.ranges import Words, group
 from slmjax.config.filters import Splitter
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ _APOSTROPHES = (0x27, 0x2019)
 _MAX_CACHED = 1 << 19
 
 
-def words(texts: "Texts", splitter: Splitter) -> Ranges:
+def words(texts: "Texts", splitter: Splitter) -> Words:
     """The words of all texts."""
     match splitter:
         case "whitespace":
@@ -29,12 +29,12 @@ def words(texts: "Texts", splitter: Splitter) -> Ranges:
             assert_never(splitter)
 
 
-def whitespace(texts: "Texts") -> Ranges:
+def whitespace(texts: "Texts") -> Words:
     """What stands between white space, as str.split finds it."""
     return _runs(texts, (texts.kinds & alphabet.SPACE) == 0)
 
 
-def unicode(texts: "Texts") -> Ranges:
+def unicode(texts: "Texts") -> Words:
     """Letters, marks, digits and underscores in a row; an apostrophe between two letters joins them.
 
     In scripts without spaces every character is a word.
@@ -55,17 +55,17 @@ def unicode(texts: "Texts") -> Ranges:
     cut = (alone[1:] & ((kinds[1:] & alphabet.CONTINUES) == 0)) | (alone[:-1] & ~alone[1:])
     starts = np.flatnonzero(word[1:] & (~word[:-1] | cut)) + 1
     ends = np.flatnonzero(word[:-1] & (~word[1:] | cut)) + 1
-    return Ranges(texts, starts, ends)
+    return Words(texts, starts, ends, word)
 
 
-def _runs(texts: "Texts", flags: np.ndarray) -> Ranges:
+def _runs(texts: "Texts", flags: np.ndarray) -> Words:
     """The bytes in a row whose flags are set."""
     edges = np.flatnonzero(flags[1:] != flags[:-1])
     edges += 1
-    return Ranges(texts, edges[0::2].copy(), edges[1::2].copy())
+    return Words(texts, edges[0::2].copy(), edges[1::2].copy(), flags)
 
 
-def datatrove(texts: "Texts") -> Ranges:
+def datatrove(texts: "Texts") -> Words:
     """The English words that datatrove counts, punctuation among them; see `english`.
 
     Each different string between white space is cut once, and remembered for the batches that follow.
@@ -96,7 +96,7 @@ def datatrove(texts: "Texts") -> Ranges:
     starts = np.repeat(chunks.starts, repeats) + flat[np.repeat(first[kind], repeats) + within]
     stops = np.append(starts[1:], 0)
     stops[ends - 1] = chunks.ends
-    return Ranges(texts, starts, stops)
+    return Words(texts, starts, stops, chunks.inside)
 
 
 _WHOLE = (0,)

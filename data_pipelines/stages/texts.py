@@ -12,11 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.stages import alphabet, splitting
-from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks
+from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks, Words
 from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
 _RARE_BYTES = 6  # a word as long as that is rare
+
+
+def _padded(contents: Sequence[bytes | memoryview]) -> bytes:
+    """A line feed, the contents, of which the last one ends with a line feed, and more line feeds."""
+    return b"".join([b"\n", *contents, _PADDING])
 
 
 class Lines(Ranges):
@@ -145,8 +150,7 @@ class Texts:
         offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + len(joined) + 1]
         offsets = offsets.astype(np.int64)
         content = memoryview(joined.buffers()[2] or b"")[offsets[0] : offsets[-1]]
-        raw = b"".join([b"\n", content, _PADDING])
-        texts = cls(raw, offsets[:-1] - offsets[0] + 1, offsets[1:] - offsets[0])
+        texts = cls(_padded([content]), offsets[:-1] - offsets[0] + 1, offsets[1:] - offsets[0])
         texts.array = array
         return texts
 
@@ -162,11 +166,11 @@ class Texts:
         """Texts in which other bytes stand between each start and end, in order; these do not overlap."""
         if not edits:
             return self
-        pieces, position = [], 0
+        pieces, position = [], 1
         for start, end, replacement in edits:
             pieces += [self.raw[position:start], replacement]
             position = end
-        raw = b"".join([*pieces, self.raw[position:]])
+        raw = _padded([*pieces, self.raw[position : self.num_bytes]])
         begins = np.array([start for start, _, _ in edits])
         added = np.append(0, np.cumsum([len(replacement) - (end - start) for start, end, replacement in edits]))
         starts, ends = (edges + added[begins.searchsorted(edges)] for edges in (self.starts, self.ends))
@@ -194,7 +198,7 @@ class Texts:
         parts = [contents[row] if row in contents else self.raw[start:end] for row, start, end in edges]
         after = np.cumsum(sizes + 1)
         ends = after[np.cumsum(np.maximum(number, 1)) - 1]
-        return Texts(b"\n".join([b"", *parts, _PADDING]), np.append(1, ends[:-1] + 1)[: len(self)], ends)
+        return Texts(_padded([b"\n".join([*parts, b""])]), np.append(1, ends[:-1] + 1)[: len(self)], ends)
 
     @functools.cached_property
     def array(self) -> pa.Array:
@@ -210,7 +214,7 @@ class Texts:
     @functools.cached_property
     def num_bytes(self) -> int:
         """Length of `raw` without the padding."""
-        return len(self.raw) - len(_PADDING)
+        return int(self.ends[-1]) + 1 if len(self) else 1
 
     @functools.cached_property
     def is_ascii(self) -> bool:
@@ -283,32 +287,38 @@ class Texts:
     def digits(self) -> tuple[np.ndarray, np.ndarray]:
         """Starts and ends of ASCII digits in a row."""
         digit = (self.data - np.uint8(ord("0"))) < 10
-        edges = np.flatnonzero(digit[1:] != digit[:-1]) + 1
+        changes = np.zeros(len(digit), bool)
+        np.not_equal(digit[1:], digit[:-1], out=changes[1:])
+        edges = np.flatnonzero(changes)
         return edges[0::2], edges[1::2]
 
     @functools.cached_property
     def lines(self) -> Lines:
         """Parts between line feeds: the last one of a document is empty where the document ends with one."""
-        feeds = np.flatnonzero(self.data[: self.num_bytes] == ord("\n"))
+        feeds = np.flatnonzero(self.data == ord("\n"))[: -len(_PADDING)]
         return Lines(self, feeds[:-1] + 1, feeds[1:])
 
     @functools.cached_property
     def text_lines(self) -> Lines:
-        """Lines as str.splitlines finds them: at other characters too, and none after the last line feed."""
+        """Lines as str.splitlines finds them, at other characters too; but see `num_text_lines`."""
         starts, ends = self.lines.starts, self.lines.ends
         breaks = (self.kinds & (alphabet.BREAK | alphabet.CONTINUES)) == alphabet.BREAK
-        if np.count_nonzero(breaks) > len(starts) + 1 + len(_PADDING):
-            others = np.flatnonzero(breaks & (self.data != ord("\n")))
-            sizes = np.array([1, 1, 2, 3])[np.digitize(self.data[others], [0x80, 0xC0, 0xE0])]
-            pairs = (self.data[others] == ord("\r")) & (self.data[others + 1] == ord("\n"))
-            pairs &= ~np.isin(others + 1, self.ends)
-            starts = np.sort(np.concatenate([starts, (others + sizes)[~pairs]]))
-            # The line before a pair ends at its first character.
-            ends = np.sort(np.concatenate([np.setdiff1d(ends, others[pairs] + 1), others]))
-        last = np.zeros(len(starts), bool)
-        last[np.append(np.searchsorted(starts, self.starts[1:]), len(starts)) - 1] = True
-        keep = ~(last & (starts == ends)) if len(self) else np.zeros(0, bool)
-        return Lines(self, starts[keep], ends[keep])
+        others = np.flatnonzero(breaks & (self.data != ord("\n")))
+        if len(others) == 0:
+            return self.lines
+        sizes = np.array([1, 1, 2, 3])[np.digitize(self.data[others], [0x80, 0xC0, 0xE0])]
+        pairs = (self.data[others] == ord("\r")) & (self.data[others + 1] == ord("\n"))
+        pairs &= ~np.isin(others + 1, self.ends)
+        starts = np.sort(np.concatenate([starts, (others + sizes)[~pairs]]))
+        # The line before a pair ends at its first character.
+        return Lines(self, starts, np.sort(np.concatenate([np.setdiff1d(ends, others[pairs] + 1), others])))
+
+    @functools.cached_property
+    def num_text_lines(self) -> np.ndarray:
+        """How many lines of each document str.splitlines finds: an empty one at the end is none."""
+        lines = self.text_lines
+        last = lines.first[1:] - 1
+        return lines.per_document - (lines.starts[last] == lines.ends[last])
 
     @functools.cached_property
     def paragraphs(self) -> Lines:
@@ -329,10 +339,10 @@ class Texts:
         return Lines(self, np.sort(np.concatenate([starts, begin])), np.sort(np.concatenate([ends, end])))
 
     @functools.cached_property
-    def _split(self) -> dict[str, Ranges]:
+    def _split(self) -> dict[str, Words]:
         return {}
 
-    def words(self, splitter: Splitter) -> Ranges:
+    def words(self, splitter: Splitter) -> Words:
         """The words of all documents."""
         if splitter not in self._split:
             self._split[splitter] = splitting.words(self, splitter)
