@@ -51,7 +51,7 @@ def inverse_tile_bounds(first_BI: IntArray, last_BI: IntArray, *, num_k_tiles: i
 def inner_tile_bounds(
     k_start_BT: IntArray, k_end_BT: IntArray, *, q_tile: int, k_tile: int
 ) -> tuple[IntArray, IntArray]:
-    """Returns (first_BI, last_BI): every query of tile i sees all keys of the tiles first <= j < last; these need no mask.
+    """Returns (first_BI, last_BI): all queries of tile i see all keys of the tiles first <= j < last: no mask needed.
 
     0, 0 where there is no such tile.
     """
@@ -71,7 +71,7 @@ def inner_tile_bounds(
 def inverse_inner_tile_bounds(first_BI: IntArray, last_BI: IntArray, *, num_k_tiles: int) -> tuple[IntArray, IntArray]:
     """Returns (first_BJ, last_BJ): all queries of the tiles first <= i < last see all keys of tile j.
 
-    `first_BI` and `last_BI` are those of `inner_tile_bounds`. Where the tiles that do are not in one run, the first run.
+    `first_BI` and `last_BI` are those of `inner_tile_bounds`. Where such tiles are not in one run, the first run.
     """
     xp = np if isinstance(first_BI, np.ndarray) else jnp
     num_q_tiles = first_BI.shape[-1]

@@ -25,6 +25,7 @@ from slmjax.kernels.hopper.warpgroups import (
     THREADS,
     arrive,
     div,
+    load,
     rem,
     slices_together,
     sync,
@@ -157,8 +158,8 @@ def attention_backward_fused(
             for behind in range(stages - tiling.ahead):  # every arrival is met
 
                 @pl.when(total > behind)
-                def _(slot=rem(total - 1 - behind + stages, stages)):
-                    sync(free + slot, num_threads=everyone)
+                def _(behind=behind):
+                    sync(free + rem(total - 1 - behind + stages, stages), num_threads=everyone)
 
         @pl.when(wg < W)
         def _consumer():
@@ -174,8 +175,9 @@ def attention_backward_fused(
 
                 def consume(head, i, count):
                     slot, buffer = rem(count, stages), rem(count, 2)
-                    over_queries = lambda x_M: lax.broadcast_in_dim(x_M, (ROWS, M), [1])
-                    load = lambda ref: over_queries(plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(0)))
+
+                    def of_queries(ref):
+                        return lax.broadcast_in_dim(load(ref, plgpu.Layout.WGMMA.reduce(0)), (ROWS, M), [1])
 
                     if tiling.ahead:
                         plgpu.wgmma_wait(0)
@@ -192,17 +194,17 @@ def attention_backward_fused(
                         if softcap is not None:
                             s_RM = jnp.tanh(s_RM * (scale / softcap))
                             slope_RM = 1.0 - s_RM * s_RM
-                        p_RM = jnp.exp2(s_RM * exponent - load(stats_smem.at[slot, 0]))
+                        p_RM = jnp.exp2(s_RM * exponent - of_queries(stats_smem.at[slot, 0]))
 
                         def masked():
                             key_RM = plgpu.broadcasted_iota(jnp.int32, (ROWS, M), 0, layout=plgpu.Layout.WGMMA)
                             key_RM = key_RM + (key + wg * ROWS)
-                            start_RM, end_RM = load(ranges_smem.at[slot, 0]), load(ranges_smem.at[slot, 1])
+                            start_RM, end_RM = of_queries(ranges_smem.at[slot, 0]), of_queries(ranges_smem.at[slot, 1])
                             return jnp.where((key_RM >= start_RM) & (key_RM < end_RM), p_RM, 0.0)
 
                         p_RM = lax.cond((i < inner_first) | (i >= inner_last), masked, lambda: p_RM)
                         dp_RM = plgpu.wgmma_accumulator_load(dp_acc, wait_n=0)
-                        ds_RM = p_RM * (dp_RM - load(stats_smem.at[slot, 1]))
+                        ds_RM = p_RM * (dp_RM - of_queries(stats_smem.at[slot, 1]))
                         if slope_RM is not None:
                             ds_RM = ds_RM * slope_RM
                         return p_RM.astype(dtype), ds_RM.astype(dtype)
@@ -272,8 +274,8 @@ def attention_backward_fused(
         plgpu.Barrier(num_arrivals=3, num_barriers=stages),
         plgpu.Barrier(num_barriers=stages),
     )
-    # The sum of dq has to start at zero (plgpu.kernel takes no references, pl.kernel does), and not before it is wanted:
-    # XLA would else fill those of all layers at once, and hold them.
+    # The sum of dq has to start at zero (plgpu.kernel takes no references, pl.kernel does), and not before it is
+    # wanted: XLA would else fill those of all layers at once, and hold them.
     zero, delta_BNT = lax.optimization_barrier((jnp.float32(0.0), delta_BNT))
     dq_sum = jax.new_ref(jnp.full((B, T, N, H), zero))
     stats_BN2T = jnp.stack([lse_BNT * _LOG2E, delta_BNT], axis=2)

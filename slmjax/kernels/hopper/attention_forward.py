@@ -27,6 +27,7 @@ from slmjax.kernels.hopper.warpgroups import (
     THREADS,
     arrive,
     div,
+    load,
     rem,
     slices_together,
     sm_count,
@@ -90,8 +91,8 @@ def attention_forward(
     k_tile, stages = tiling.k_tile, tiling.stages
     if T % ROWS or S % k_tile:
         raise ValueError(f"attention_forward: T={T}, S={S} do not fit {tiling}")
-    # A unit is one consumer's work: 64 rows of queries of one head. A block takes W units of a slice, which is a head or
-    # a group of heads of one batch row, at one time.
+    # A unit is one consumer's work: 64 rows of queries of one head. A block takes W units of a slice at one time, which
+    # is a head or a group of heads of one batch row.
     heads = G if tiling.heads_together else 1
     num_slices, num_units = B * (N // heads), T // ROWS * heads
     num_tiles = pl.cdiv(num_units, W)
@@ -171,7 +172,8 @@ def attention_forward(
             for behind in range(stages):  # every arrival is met
 
                 @pl.when(total > behind)
-                def _(slot=rem(total - 1 - behind + stages, stages)):
+                def _(behind=behind):
+                    slot = rem(total - 1 - behind + stages, stages)
                     sync(k_free + slot, num_threads=both)
                     sync(v_free + slot, num_threads=both)
 
@@ -194,17 +196,17 @@ def attention_forward(
             def rows_ahead(there):
                 b, head, tile, _ = there
                 rows = pl.ds(unit_of(tile, head, wg)[0], ROWS)
-                row_layout = plgpu.Layout.WGMMA.reduce(1)
                 return tuple(
-                    plgpu.load(ref.at[b if X > 1 else 0, rows], (), layout=row_layout, optimized=False)
-                    for ref in (start_ref, end_ref)
+                    load(ref.at[b if X > 1 else 0, rows], plgpu.Layout.WGMMA.reduce(1)) for ref in (start_ref, end_ref)
                 )
 
             def consume(i, here, known, count):
                 b, head, tile, (first, last, inner_first, inner_last) = here
                 row, head = unit_of(tile, head, wg)
                 start_R, end_R = known
-                over_keys = lambda x_R: lax.broadcast_in_dim(x_R, (ROWS, k_tile), [0])
+
+                def over_keys(x_R):
+                    return lax.broadcast_in_dim(x_R, (ROWS, k_tile), [0])
 
                 def scores(s_RS, j):
                     if softcap is not None:
@@ -236,13 +238,12 @@ def attention_forward(
 
                     s_RS = pl.run_scoped(first_scores, plgpu.ACC((ROWS, k_tile), jnp.float32))
                     arrive(k_free + slot, num_threads=both)
-                    row_of = lambda value: plgpu.layout_cast(
-                        jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1)
+                    # A sink is a key whose value is zero, met before all others.
+                    start = (_LOWEST, 0.0) if sinks_ref is None else (sinks_ref[head] * _LOG2E, 1.0)
+                    top_R, total_R = (
+                        plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
+                        for value in start
                     )
-                    if sinks_ref is None:
-                        top_R, total_R = row_of(_LOWEST), row_of(0.0)
-                    else:
-                        top_R, total_R = row_of(sinks_ref[head] * _LOG2E), row_of(1.0)
                     p_RS, top_R, total_R, _ = softmax(scores(s_RS, first), top_R, total_R)
 
                     def step(j, carry):
@@ -337,7 +338,10 @@ def _bounds(
     inner_first_XI, inner_last_XI = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=k_tile)
     q_tile_U = np.minimum(np.arange(units) // heads, first_XI.shape[-1] - 1)
     xp = np if isinstance(first_XI, np.ndarray) else jnp
-    of_units = lambda bound_XI: bound_XI[:, q_tile_U].reshape(bound_XI.shape[0], -1, warpgroups)
+
+    def of_units(bound_XI):
+        return bound_XI[:, q_tile_U].reshape(bound_XI.shape[0], -1, warpgroups)
+
     first_XI = of_units(xp.where(last_XI == 0, np.iinfo(np.int32).max, first_XI)).min(-1)
     last_XI = of_units(last_XI).max(-1)
     # Where nobody sees anything, one tile of keys is looked at all the same, and all of it is masked.

@@ -17,10 +17,13 @@ THREADS = 128  # of a warpgroup
 FIRST_NAMED_BARRIER = 5
 NAMED_BARRIERS = 16 - FIRST_NAMED_BARRIER
 
-# Registers of a thread, by the number of consumer warpgroups beside one producer. A block has 65536: with more asked for
-# than there are, its consumers wait for them for ever.
+# Registers of a thread, by the number of consumer warpgroups beside one producer. A block has 65536: with more asked
+# for than there are, its consumers wait for them for ever.
 PRODUCER_REGISTERS = 24
 CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160}
+
+# plgpu.load takes an index as well before jax 0.11, and warns of one since.
+_NO_INDEX = ((),) if jax.__version_info__ < (0, 11) else ()
 
 _SM_COUNT = 132  # of H100 and H200, where no device can be asked
 
@@ -66,6 +69,11 @@ def transposed(ref):
     return ref.transpose((*range(ref.ndim - 2), ref.ndim - 1, ref.ndim - 2))
 
 
+def load(ref, layout) -> jax.Array:
+    """A vector or matrix in shared or global memory, as registers."""
+    return plgpu.load(ref, *_NO_INDEX, layout=layout, optimized=False)
+
+
 def sm_count() -> int:
     """Streaming multiprocessors of the GPU that programs are compiled for, as far as it is known."""
     if jax.default_backend() == "gpu":
@@ -89,7 +97,7 @@ _L2_BYTES = 32 << 20  # that blocks share at one time, of the 50 MB of second-le
 def slices_together(num_slices: int, *, bytes_each: int) -> int:
     """How many slices (heads of batch rows) to go through at one time, so that the L2 cache holds what blocks share.
 
-    Among these the longest tiles come first, and all tiles before the next slices: the last blocks to end are short ones.
+    Among these the longest tiles come first, and all tiles before the next slices: the last blocks to end are short.
     """
     limit = max(1, _L2_BYTES // bytes_each)
     return max(n for n in range(1, num_slices + 1) if num_slices % n == 0 and n <= limit)
