@@ -102,14 +102,16 @@ def _multiply_normalised(
 def _multiply_normalised_forward(eps: float, x_BTD, gain_D, w_DF):
     with jax.named_scope("norm"):
         factor_BT1 = inverse_rms(x_BTD, eps=eps)
-    return (x_BTD @ _with_gain(gain_D, w_DF), factor_BT1), (x_BTD, factor_BT1, gain_D, w_DF)
+    scaled_DF = _with_gain(gain_D, w_DF)
+    # The scaled weights are kept too: made again, they would be gathered again where weights are sharded.
+    return (x_BTD @ scaled_DF, factor_BT1), (x_BTD, factor_BT1, gain_D, w_DF, scaled_DF)
 
 
 def _multiply_normalised_backward(eps: float, saved, cotangents):
     # The factor's own cotangent is zero by agreement: what it should be follows from that of the values below.
-    (x_BTD, factor_BT1, gain_D, w_DF), (dy_BTF, _) = saved, cotangents
+    (x_BTD, factor_BT1, gain_D, w_DF, scaled_DF), (dy_BTF, _) = saved, cotangents
     dy_BTF = jax.lax.optimization_barrier(dy_BTF)
-    dx_BTD = _dot("...F,DF->...D", dy_BTF, _with_gain(gain_D, w_DF), x_BTD.dtype).astype(jnp.float32)
+    dx_BTD = _dot("...F,DF->...D", dy_BTF, scaled_DF, x_BTD.dtype).astype(jnp.float32)
     # dy is factor * dp, where p = factor * x W' is the projection. So dx = dy W'^T + (dp . x W') d(factor)/dx, in which
     # d(factor)/dx = -factor^3 x / D, and dp . x W' = x . (dy W'^T) / factor.
     with jax.named_scope("norm"):
