@@ -150,8 +150,7 @@ def gradients_of_keys_and_values(
             def of_queries(ref):
                 return lax.broadcast_in_dim(load(ref, PER_COLUMN), (ROWS, M), [1])
 
-            def release(slot):
-                fence_reads()
+            def release(slot):  # after fence_reads, which has a product to hide under
                 arrive(free + slot, num_threads=everyone)
 
             def release_own():
@@ -171,7 +170,7 @@ def gradients_of_keys_and_values(
                     return slot
 
                 def skip(step, _):
-                    arrive(free + await_slot(step), num_threads=everyone)
+                    release(await_slot(step))
 
                 def weights(s_RM, step, slot):
                     def masked(x_RM):
@@ -212,9 +211,11 @@ def gradients_of_keys_and_values(
 
                         ds_RM = pl.run_scoped(gradients, tile_acc, tile_acc)
                         if tiling.lookahead:
+                            fence_reads()
                             plgpu.wgmma_wait(0)
                             return ds_RM
                         plgpu.wgmma(dk_acc, ds_RM, q_smem.at[slot])
+                        fence_reads()
                         plgpu.wgmma_wait(0)
                         release(slot)
 
@@ -243,6 +244,7 @@ def gradients_of_keys_and_values(
                         pl.when(done + step > 0)(lambda: sync(weights_taken, num_threads=consumers))
                         spare_smem[...] = sloped_RM
                         arrive(weights_ready, num_threads=consumers)
+                        fence_reads()
                         plgpu.wgmma_wait(0)
                         release(slot)
 
@@ -263,6 +265,7 @@ def gradients_of_keys_and_values(
 
                         ds_RM = pl.run_scoped(gradients, tile_acc)
                         plgpu.wgmma(dk_acc, ds_RM, q_smem.at[slot])
+                        fence_reads()
                         plgpu.wgmma_wait(0)
                         release(slot)
 
