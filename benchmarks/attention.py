@@ -90,12 +90,15 @@ def compare(shape: tuple[int, ...]) -> None:
 
         with jax.default_matmul_precision("highest"):
             want = both(reference)(*(x.astype(jnp.float32) for x in (*qkv, dout_BTNH)))
-        results = {"ours": both(ours(H, default(shape)))(*qkv, dout_BTNH, start_XT, end_XT)}
+        results = {
+            what: both(ours(H, default(shape, deterministic=bool(what))))(*qkv, dout_BTNH, start_XT, end_XT)
+            for what in ("", "deterministic")
+        }
         if name == "causal":
             results["cuDNN"] = both(cudnn(H))(*qkv, dout_BTNH)
         for what, got in results.items():
             errors = " | ".join(f"{distance(a, b):.2e}" for a, b in zip(got, want, strict=True))
-            print(f"| {shape} | {name} | {what} | {errors} |", flush=True)
+            print(f"| {shape} | {name} | {what or 'ours'} | {errors} |", flush=True)
 
 
 def masks(B: int, T: int) -> dict[str, AttentionMask]:
