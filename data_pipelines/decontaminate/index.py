@@ -13,7 +13,7 @@ from data_pipelines.documents import parquet_writer
 from data_pipelines.readers.inputs import list_inputs
 from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.stages import alphabet, hashed_words
-from data_pipelines.stages.contamination import Index, IndexFile, whole_document
+from data_pipelines.stages.contamination import SECOND, Index, IndexFile, whole_document
 from data_pipelines.stages.normalise import normalise
 from data_pipelines.stages.texts import Texts
 from slmjax.config import DecontaminationConfig, EvaluationTextConfig, NormaliseConfig
@@ -132,9 +132,7 @@ class _Grams:
 
 def _grams(batch: Texts, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
     """Those with a letter, of texts of `length` words exactly or at least; the first text has the number `start`."""
-    raw = hashed_words.content(batch.array).tobytes()
-    beyond = None if raw.isascii() else alphabet.Beyond.of(np.frombuffer(raw, np.uint8))
-    letters = np.append(0, np.cumsum((alphabet.flags(raw, beyond, alphabet.KINDS) & alphabet.LETTER) != 0))
+    letters = np.append(0, np.cumsum((batch.kinds & alphabet.LETTER) != 0))
     places = hashed_words.run_starts(words.first, length)
     owners = np.searchsorted(words.first, places, side="right") - 1
     enough = words.counts == length if exactly else words.counts >= length
@@ -145,10 +143,11 @@ def _grams(batch: Texts, words: hashed_words.Words, length: int, *, exactly: boo
 
 
 def _bits(keys: np.ndarray) -> np.ndarray:
-    """A set of bits by the upper bits of keys, as bytes."""
+    """The filter of an index."""
     size = max(16, (_BITS_PER_KEY * len(keys)).bit_length())
     flags = np.zeros(1 << size, bool)
-    flags[keys >> np.uint64(64 - size)] = True
+    for values in (keys, keys * SECOND):
+        flags[values >> np.uint64(64 - size)] = True
     return np.packbits(flags, bitorder="little")
 
 

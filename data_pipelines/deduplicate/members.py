@@ -12,8 +12,9 @@ from data_pipelines.deduplicate import buckets
 from data_pipelines.deduplicate.connect import LABEL
 from data_pipelines.deduplicate.corpus import PhaseTask
 from data_pipelines.deduplicate.survivors import preferences
-from data_pipelines.documents import read_batches
+from data_pipelines.documents import read_batches, small_batches
 from data_pipelines.stages import hashed_words, minhash
+from data_pipelines.stages.texts import Texts
 from slmjax.config import NearDedupConfig
 
 MEMBER = np.dtype([("cluster", "<u4"), ("document", "<u4"), ("preference", "<f8")])
@@ -79,12 +80,11 @@ def _contents(task: PhaseTask, rows: np.ndarray) -> Iterator[tuple[bytes, np.nda
     assert isinstance(task.config, NearDedupConfig)
     assert task.part is not None
     start = 0
-    for batch in read_batches(task.part.path, ["id", "text"]):
-        here = rows[slice(*np.searchsorted(rows, [start, start + len(batch)]))] - start
-        start += len(batch)
-        if len(here) == 0:
-            continue
-        chosen = batch.take(pa.array(here))
-        hashes, counts = minhash.ngrams(task.config, hashed_words.split(chosen.column("text"), punctuation=False))
-        ngrams = np.split(hashes, np.cumsum(counts)[:-1])
-        yield from zip((name.encode() for name in chosen.column("id").to_pylist()), ngrams, strict=True)
+    for group in read_batches(task.part.path, ["id", "text", "bytes"]):
+        here = rows[slice(*np.searchsorted(rows, [start, start + len(group)]))] - start
+        start += len(group)
+        for batch in small_batches(group.take(pa.array(here))):
+            texts = Texts.from_array(batch.column("text"))
+            hashes, counts = minhash.ngrams(task.config, hashed_words.split(texts, punctuation=False))
+            ngrams = np.split(hashes, np.cumsum(counts)[:-1])
+            yield from zip((name.encode() for name in batch.column("id").to_pylist()), ngrams, strict=True)

@@ -3,10 +3,10 @@
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipelines.stages import hashed_words
 from data_pipelines.stages.hashed_words import Words
+from data_pipelines.stages.texts import Texts
 from slmjax.config import PassageDedupConfig, SubstringDedupConfig
 
 
@@ -26,19 +26,19 @@ class Passages:
     ends: np.ndarray
 
 
-def find(config: PassageDedupConfig | SubstringDedupConfig, texts: pa.StringArray) -> Passages:
+def find(config: PassageDedupConfig | SubstringDedupConfig, texts: Texts) -> Passages:
     """The passages of a batch of documents that are long enough."""
     words = hashed_words.split(texts, punctuation=True)
     if isinstance(config, SubstringDedupConfig):
         return _runs(config, words)
-    return _units(config, words, texts)
+    return _units(config, words)
 
 
 def _runs(config: SubstringDedupConfig, words: Words) -> Passages:
     """Every `config.words` words in a row, with the white space up to the next word."""
     first = hashed_words.run_starts(words.first, config.words)
     documents = np.searchsorted(words.first, first, side="right") - 1
-    offsets, last = words.offsets[documents], first + config.words - 1
+    offsets, last = words.texts.starts[documents], first + config.words - 1
     at_end = last + 1 == words.first[documents + 1]
     following = words.starts[np.minimum(last + 1, len(words.starts) - 1)]
     ends = np.where(at_end, words.ends[last], following)
@@ -46,10 +46,10 @@ def _runs(config: SubstringDedupConfig, words: Words) -> Passages:
     return _passages(hashes, documents, words.starts[first] - offsets, ends - offsets)
 
 
-def _units(config: PassageDedupConfig, words: Words, texts: pa.StringArray) -> Passages:
+def _units(config: PassageDedupConfig, words: Words) -> Passages:
     """Lines, or paragraphs: lines in a row that are not blank, with the blank ones up to the next paragraph."""
-    feeds = np.flatnonzero(hashed_words.content(texts) == ord("\n"))
-    ends_of_lines = np.union1d(feeds + 1, words.offsets[1:])  # the last line of a document may have no line feed
+    texts = words.texts
+    ends_of_lines = np.flatnonzero(texts.data == ord("\n")) + 1
     line = np.searchsorted(ends_of_lines, words.starts, side="right")
     gap = 1 if config.unit == "line" else 2
     new = np.ones(len(line), bool)
@@ -58,13 +58,13 @@ def _units(config: PassageDedupConfig, words: Words, texts: pa.StringArray) -> P
     first = np.flatnonzero(new)
     counts = np.diff(np.append(first, len(line)))
     documents = np.searchsorted(words.first, first, side="right") - 1
-    offsets = words.offsets[documents]
-    starts = np.append(0, ends_of_lines)[line[first]]
+    offsets, ends = texts.starts[documents], texts.ends[documents]
+    starts = ends_of_lines[line[first] - 1]
     if config.unit == "line":
-        ends = ends_of_lines[line[first]]
+        ends = np.minimum(ends_of_lines[line[first]], ends)  # the last line may have no line feed
     else:
-        same = np.append(documents[1:] == documents[:-1], False)[: len(first)]
-        ends = np.where(same, np.append(starts[1:], 0)[: len(first)], words.offsets[documents + 1])
+        inner = np.flatnonzero(documents[1:] == documents[:-1])
+        ends[inner] = starts[inner + 1]
     long = counts >= config.shortest_words
     hashes = _together(words.hashes, first, counts)[long]
     return _passages(hashes, documents[long], (starts - offsets)[long], (ends - offsets)[long])

@@ -13,6 +13,7 @@ from data_pipelines.deduplicate.passages import Passages
 from data_pipelines.documents import column, read_batches, small_batches
 from data_pipelines.measuring import finish_verdicts
 from data_pipelines.stages.ranges import group
+from data_pipelines.stages.texts import Texts
 from data_pipelines.verdicts import Cuts, Verdicts
 from slmjax.config import PassageDedupConfig, SubstringDedupConfig
 
@@ -111,7 +112,8 @@ def _living_passages(task: PhaseTask) -> Passages:
     for group_of_rows in read_batches(task.part.path, ["text", "bytes"]):
         for batch in small_batches(group_of_rows):
             rows = np.flatnonzero(alive[start : start + len(batch)])
-            here = passages.find(task.config, batch.column("text").take(pa.array(rows)))
+            texts = Texts.from_array(batch.column("text").take(pa.array(rows)))
+            here = passages.find(task.config, texts)
             found.append(dataclasses.replace(here, documents=(rows[here.documents] + start).astype(np.uint32)))
             start += len(batch)
     columns = ([getattr(each, field.name) for each in found] for field in dataclasses.fields(Passages))

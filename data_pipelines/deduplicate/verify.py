@@ -16,6 +16,8 @@ from slmjax.config import NearDedupConfig
 
 # Documents of a cluster that later ones are compared with; of more the last. It bounds the memory for one cluster.
 _REMEMBERED = 100_000
+# Documents with the hash of one band, of which those to compare with are chosen; of more the first.
+_PER_BAND = 500
 
 
 def verify(task: PhaseTask) -> tasks.Done:
@@ -83,7 +85,7 @@ class _Kept:
     def like(self, document: Content) -> bytes | None:
         """Id of a kept document that is similar enough, None where there is none."""
         most = self._config.comparisons
-        alike = (self._by_band.get(band, ())[:most] for band in document.bands.tolist())
+        alike = (self._by_band.get(band, ())[:_PER_BAND] for band in document.bands.tolist())
         for member, _ in collections.Counter(itertools.chain.from_iterable(alike)).most_common(most):
             self.compared += 1
             other = self._recent.get(member) or self._content(member)

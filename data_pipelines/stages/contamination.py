@@ -17,6 +17,7 @@ _NAMED = 100
 _FOUND = pa.list_(
     pa.struct([("text", pa.int64()), ("ngrams", pa.int64()), ("share", pa.float64()), ("ngram", pa.string())])
 )
+SECOND = np.uint64(0xD6E8FEB86659FD93)  # odd, with bits in no order
 _WHOLE = np.uint64(0x5851F42D4C957F2D)  # keeps hashes of whole documents apart from those of n-grams (Knuth, MMIX)
 
 
@@ -28,7 +29,7 @@ class Index:
       lengths: in words, of the n-grams.
       prefix: words at the start of each that the keys are hashes of.
       keys: hashes, sorted.
-      bits: a set of keys with errors on one side; bit i is set where the upper bits of a key are i.
+      bits: a Bloom filter (1970) of keys: bit i is set where i are the upper bits of a key, or of `SECOND` times a key.
       grams: hashes of the n-grams, and of texts that are looked for as whole documents, sorted.
       starts: where in `owners` those of each gram start, and their number.
       owners: numbers of the texts that have a gram.
@@ -72,7 +73,7 @@ def load(file: IndexFile) -> Index:
 
 def measure(file: IndexFile, texts: Texts) -> dict[str, pa.Array]:
     """Places of each document where n-grams start, the largest share of a text, and which texts were found."""
-    index, words, documents = load(file), hashed_words.of(texts), len(texts.array)
+    index, words, documents = load(file), hashed_words.of(texts), len(texts)
     places, lengths, grams = _find(index, words)
     if len(places) == 0:
         nothing = np.zeros(documents)
@@ -101,10 +102,9 @@ def measure(file: IndexFile, texts: Texts) -> dict[str, pa.Array]:
     order = np.lexsort((owners, -numbers, at[once]))
     order = order[_ranks(np.bincount(at[once], minlength=documents)) < _NAMED]
     once = once[order]
-    content = hashed_words.content(texts.array)
     ends = words.ends[places[once] + lengths[once] - 1]
     found = [
-        content[start:end].tobytes().decode()
+        texts.raw[start:end].decode()
         for start, end in zip(words.starts[places[once]].tolist(), ends.tolist(), strict=True)
     ]
     columns = [owners[order], numbers[order], shares[order], pa.array(found, pa.string())]
@@ -129,9 +129,8 @@ def _find(index: Index, words: Words) -> tuple[np.ndarray, np.ndarray, np.ndarra
     """Where n-grams of the index start, among words, how many words each has, and its number."""
     prefix = int(index.prefix)
     keys = hashed_words.runs(words.hashes, prefix)
-    top = (keys >> np.uint64(64 - (8 * len(index.bits)).bit_length() + 1)).view(np.int64)
-    places_of_bits = top.astype(np.uint8) & np.uint8(7)
-    maybe = np.flatnonzero(((index.bits[top >> 3] >> places_of_bits) & np.uint8(1)).view(bool))
+    maybe = np.flatnonzero(_are_set(index.bits, keys))
+    maybe = maybe[_are_set(index.bits, keys[maybe] * SECOND)]
     maybe = maybe[_position(index.keys, keys[maybe]) >= 0]
     ends = words.first[np.searchsorted(words.first, maybe, side="right")]  # of the documents
     found = [(np.zeros(0, np.int64),) * 3]
@@ -145,6 +144,13 @@ def _find(index: Index, words: Words) -> tuple[np.ndarray, np.ndarray, np.ndarra
         found.append(_known(index, starts, length, hashes))
     places, lengths, grams = map(np.concatenate, zip(*found, strict=True))
     return places, lengths, grams
+
+
+def _are_set(bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Whether the bit that the upper bits of each key name is set."""
+    places = (keys >> np.uint64(64 - (8 * len(bits)).bit_length() + 1)).view(np.int64)
+    # The lowest byte has the place in the byte.
+    return ((bits[places >> 3] >> (places.astype(np.uint8) & np.uint8(7))) & np.uint8(1)).view(bool)
 
 
 def _known(

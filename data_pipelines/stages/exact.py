@@ -1,6 +1,7 @@
 """Exact duplicates, by a 128-bit hash of the text without letter case and white space."""
 
 import hashlib
+import itertools
 import string
 from collections.abc import Iterable
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.stages import alphabet, hashed_words
+from data_pipelines.stages import alphabet
 from data_pipelines.stages.texts import Texts
 
 # What str.isspace knows among ASCII.
@@ -19,9 +20,9 @@ _SMALL = bytes(range(256)).lower()
 def measure(texts: Texts) -> dict[str, pa.Array]:
     """The hash of each document."""
     lower = texts.array if texts.is_ascii else pc.call_function("utf8_lower", [texts.array])
-    ends = np.cumsum(pc.call_function("binary_length", [lower]).to_numpy()).tolist()
-    content = hashed_words.content(lower).tobytes()
-    parts = [content[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    offsets = np.frombuffer(lower.buffers()[1], np.int32)[lower.offset : lower.offset + len(lower) + 1].tolist()
+    content = memoryview(lower.buffers()[2] or b"")
+    parts = [bytes(content[start:end]) for start, end in itertools.pairwise(offsets)]
     for document in _with_other_spaces(texts):
         parts[document] = "".join(parts[document].decode().split()).encode()
     return {"digest": digests(part.translate(_SMALL, _WHITE_SPACE) for part in parts)}

@@ -9,7 +9,6 @@ import hashlib
 import sys
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipelines.stages import alphabet
 from data_pipelines.stages.texts import Texts
@@ -19,6 +18,7 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
 
+_FIRST_BYTES = np.array([(1 << 8 * used) - 1 for used in range(9)], np.uint64)
 _LONG_WORD = 64
 
 
@@ -27,18 +27,17 @@ class Words:
     """Of the documents of a batch, one document after the other.
 
     Attributes:
+      texts: the documents.
       hashes: uint64, of each word without letter case.
-      starts: of each word in the bytes of the whole batch.
-      ends: one past its last byte.
+      starts, ends: of each word in the bytes of `texts`.
       first: index of the first word of each document, and the number of words.
-      offsets: of each document in the bytes of the batch, and their number.
     """
 
+    texts: Texts
     hashes: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
     first: np.ndarray
-    offsets: np.ndarray
 
     @functools.cached_property
     def counts(self) -> np.ndarray:
@@ -57,7 +56,7 @@ class Words:
         )
 
 
-def split(texts: pa.StringArray, *, punctuation: bool) -> Words:
+def split(texts: Texts, *, punctuation: bool) -> Words:
     """Splits documents into words; letter case never matters.
 
     Args:
@@ -66,42 +65,25 @@ def split(texts: pa.StringArray, *, punctuation: bool) -> Words:
         otherwise words are runs of letters, marks, digits and underscores. In scripts without spaces every character
         is a word.
     """
-    data = content(texts)
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-    offsets = offsets - offsets[0]
-    plain = np.frombuffer(data.tobytes().translate(_ascii(punctuation)), np.uint8)
-    forced = offsets[:-1]
-    if len(plain) and plain.max() >= 0x80:
-        plain, alone = _beyond_ascii(plain, punctuation)
-        forced = np.concatenate([forced, alone])
-    inside = np.zeros(len(plain) + 2, bool)
-    np.not_equal(plain, 32, out=inside[1:-1])
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    plain = np.frombuffer(texts.raw.translate(_ascii(punctuation)), np.uint8)
+    touching = np.zeros(0, np.int64)
+    if texts.beyond is not None:
+        plain, alone = _beyond_ascii(plain, texts.beyond, punctuation)
+        # Where one word ends and the next starts without a separator.
+        touching = np.unique(alone[(plain[alone] != 32) & (plain[alone - 1] != 32)])
+    inside = plain != 32  # the text begins and ends with separators
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts, ends = edges[::2].copy(), edges[1::2].copy()
-    # Where one word ends and the next starts without a separator, between documents for one.
-    touching = np.unique(forced[inside[forced] & inside[forced + 1]])
     if len(touching):
         starts, ends = np.sort(np.concatenate([starts, touching])), np.sort(np.concatenate([ends, touching]))
-    return Words(
-        hashes=_hashes(plain, starts, ends),
-        starts=starts,
-        ends=ends,
-        first=np.searchsorted(starts, offsets),
-        offsets=offsets,
-    )
-
-
-def content(texts: pa.StringArray) -> np.ndarray:
-    """The bytes of all documents."""
-    _, offsets, data = texts.buffers()
-    first, last = np.frombuffer(offsets, np.int32)[[texts.offset, texts.offset + len(texts)]]
-    return np.frombuffer(data, np.uint8)[first:last] if last > first else np.zeros(0, np.uint8)
+    first = np.append(np.searchsorted(starts, texts.starts), len(starts))
+    return Words(texts=texts, hashes=_hashes(plain, starts, ends), starts=starts, ends=ends, first=first)
 
 
 @functools.lru_cache(maxsize=1)
 def of(texts: Texts) -> Words:
     """Words without punctuation; those of the last texts are kept, since several stages want them."""
-    return split(texts.array, punctuation=False)
+    return split(texts, punctuation=False)
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -115,28 +97,35 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def runs(hashes: np.ndarray, n: int) -> np.ndarray:
-    """Hash of every `n` words in a row, from those of the words; it depends on their order.
+    """Hash of every `n` words in a row, from those of the words; it depends on their order. Use its upper bits.
 
-    That of words 0 to n - 1 is sum_i hashes[i] * C**(n - 1 - i) mod 2**64, mixed. Runs double in length, so that the
-    cost is that of log2(n) steps.
+    That of words 0 to n - 1 is sum_i hashes[i] * C**(n - 1 - i) mod 2**64. Runs double in length, so that the cost is
+    that of log2(n) steps.
     """
     if len(hashes) < n:
         return np.zeros(0, np.uint64)
-    power, length, doubled = int(MULTIPLIER), 1, hashes
     total, covered = None, 0  # of the words from the last bit of n up
+    doubled, length = hashes, 1
     for bit in range(n.bit_length()):
         if n >> bit & 1:
             if total is None:
                 total, covered = doubled, length
             else:  # `length` words, then the `covered` ones
                 count = len(hashes) - length - covered + 1
-                shift = np.uint64(pow(int(MULTIPLIER), covered, 1 << 64))
-                total, covered = doubled[:count] * shift + total[length : length + count], length + covered
+                joined = doubled[:count] * _power(covered)
+                joined += total[length : length + count]
+                total, covered = joined, length + covered
         if n >> (bit + 1):
-            doubled = doubled[:-length] * np.uint64(power) + doubled[length:]
-            power, length = power * power % (1 << 64), 2 * length
+            twice = doubled[:-length] * _power(length)
+            twice += doubled[length:]
+            doubled, length = twice, 2 * length
     assert total is not None
-    return mix(total)
+    return total
+
+
+@functools.cache
+def _power(exponent: int) -> np.uint64:
+    return np.uint64(pow(int(MULTIPLIER), exponent, 1 << 64))
 
 
 def runs_at(hashes: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
@@ -144,7 +133,7 @@ def runs_at(hashes: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
     total = hashes[starts]
     for i in range(1, n):
         total = total * MULTIPLIER + hashes[starts + i]
-    return mix(total)
+    return total
 
 
 def run_starts(first: np.ndarray, n: int) -> np.ndarray:
@@ -157,23 +146,23 @@ def run_starts(first: np.ndarray, n: int) -> np.ndarray:
 
 
 def _hashes(plain: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Hash of the bytes [start, end) for each word; none of them is zero."""
-    padded = np.concatenate([plain, np.zeros(8, np.uint8)])
-    eights = np.ndarray((len(plain) + 1,), "<u8", buffer=padded, strides=(1,))  # eight bytes from every place
+    """Hash of the bytes [start, end) for each word; no byte is zero, and eight or more follow the last word."""
+    eights = np.ndarray((len(plain) - 7,), "<u8", buffer=plain, strides=(1,))  # eight bytes from every place
     lengths = ends - starts
-    masks = np.array([(1 << 8 * used) - 1 for used in range(9)], np.uint64)
     hashes = eights[starts]
-    hashes &= masks[np.minimum(lengths, 8)]
+    hashes &= _FIRST_BYTES[np.minimum(lengths, 8)]
     _mix_word(hashes)
-    longer, position = np.flatnonzero(lengths > 8), 8
+    longer = np.flatnonzero(lengths > 8)
     longest = longer[lengths[longer] > _LONG_WORD]
-    while len(longer) and position < _LONG_WORD:
-        starts_here, rest = starts[longer] + position, lengths[longer] - position
-        more = hashes[longer] + (eights[starts_here] & masks[np.minimum(rest, 8)])
-        _mix_word(more)
-        hashes[longer] = more
-        position += 8
-        longer = longer[rest > 8]
+    at, rest, mixed = starts[longer], lengths[longer], hashes[longer]
+    for _ in range(8, _LONG_WORD, 8):
+        at += 8
+        rest -= 8
+        mixed += eights[at] & _FIRST_BYTES[np.minimum(rest, 8)]
+        _mix_word(mixed)
+        hashes[longer] = mixed
+        more = rest > 8
+        longer, at, rest, mixed = longer[more], at[more], rest[more], mixed[more]
     for word in longest:  # such as encoded images: not a round for every eight bytes
         digest = hashlib.blake2b(plain[starts[word] : ends[word]].tobytes(), digest_size=8).digest()
         hashes[word] = int.from_bytes(digest, "little")
@@ -181,9 +170,9 @@ def _hashes(plain: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarr
 
 
 def _mix_word(values: np.ndarray) -> None:
+    """A bijection; sums of such values times odd numbers have all bits of all words in their upper bits."""
     values *= MULTIPLIER
     values ^= values >> _SHIFT
-    values *= _MIX_1
 
 
 @functools.cache
@@ -211,10 +200,9 @@ def _small() -> np.ndarray:
     return points
 
 
-def _beyond_ascii(plain: np.ndarray, punctuation: bool) -> tuple[np.ndarray, np.ndarray]:
+def _beyond_ascii(plain: np.ndarray, found: alphabet.Beyond, punctuation: bool) -> tuple[np.ndarray, np.ndarray]:
     """The bytes with characters beyond ASCII without letter case, separators as spaces; and where words must start."""
     plain = plain.copy()
-    found = alphabet.Beyond.of(plain)
     last = len(alphabet.KINDS.all) - 1  # of all unknown characters
     points = np.minimum(found.points, last)
     kinds, small = alphabet.KINDS.all[points], _small()[points]

@@ -20,7 +20,7 @@ _BLOCK, _PERMUTATIONS = 16384, 7
 def measure(config: NearDedupConfig, texts: Texts) -> dict[str, pa.Array]:
     """Number of n-grams of each document, and a 64-bit hash of each band of its signature (0 where it has no words)."""
     grams, counts = ngrams(config, hashed_words.of(texts))
-    signatures = sign((grams >> np.uint64(32)).astype(np.uint32), counts, _multipliers(config))
+    signatures = sign(np.ascontiguousarray(grams.view(np.uint32)[1::2]), counts, _multipliers(config))
     bands = signatures.reshape(len(texts), config.bands, config.rows).astype(np.uint64)
     hashes = np.arange(1, config.bands + 1, dtype=np.uint64) + np.zeros((len(texts), 1), np.uint64)
     for row in range(config.rows):
@@ -35,7 +35,7 @@ def measure(config: NearDedupConfig, texts: Texts) -> dict[str, pa.Array]:
 
 def ngrams(config: NearDedupConfig, split: hashed_words.Words) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the n-grams of all documents, and how many each has: of fewer words than n, all together are one."""
-    in_limit = split.starts - np.repeat(split.offsets[:-1], split.counts) < config.signature_bytes
+    in_limit = split.starts - np.repeat(split.texts.starts, split.counts) < config.signature_bytes
     if not in_limit.all():
         split = split.select(in_limit)
     hashes = hashed_words.runs(split.hashes, config.ngram)[hashed_words.run_starts(split.first, config.ngram)]

@@ -85,7 +85,7 @@ def test_candidates_follow_the_banding_curve(replaced):
     for _ in range(num_pairs):
         words = [f"w{word}" for word in rng.integers(0, 5000, num_words)]
         # New words at the start: the n-grams are shared but for the first `replaced`.
-        changed = [f"x{i}" for i in range(replaced)] + words[replaced:]
+        changed = [f"x{word}" for word in rng.integers(0, 10**6, replaced)] + words[replaced:]
         texts += [" ".join(words), " ".join(changed)]
     grams = num_words - 4
     similarity = (grams - replaced) / (grams + replaced)
