@@ -56,15 +56,17 @@ def plan(config: PipelineConfig, root: Path) -> list[ReadTask]:
 
 
 def read_unit(task: ReadTask) -> tasks.Done:
-    """Reads one unit; the result holds its shards and how many records were quarantined for each reason."""
+    """Reads one unit; the result holds its shards, records in quarantine by reason, texts by what was changed."""
     started = time.monotonic()
     quarantine = task.root / "quarantine" / f"{task.name}.jsonl"
     reasons: collections.Counter[str] = collections.Counter()
+    changes: collections.Counter[str] = collections.Counter()
+    clean = functools.partial(normalise, task.normalise, changes=changes)
     with files.replacing(quarantine) as partial, open(partial, "wb") as rejects:
 
         def documents() -> Iterator[Document]:
             for file in task.unit:
-                for item in read_documents(task.source, file, functools.partial(normalise, task.normalise)):
+                for item in read_documents(task.source, file, clean):
                     if isinstance(item, Document):
                         yield item
                     else:
@@ -88,6 +90,7 @@ def read_unit(task: ReadTask) -> tasks.Done:
     result = {
         "shards": [dataclasses.asdict(shard) for shard in shards],
         "quarantined": dict(sorted(reasons.items())),
+        "changes": dict(sorted(changes.items())),
         "bytes": sum(shard.bytes for shard in shards),
     }
     return tasks.finish(task, outputs, result, started=started)

@@ -30,6 +30,7 @@ from data_pipelines.engines.local import LocalEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
 from data_pipelines.progress import Reporter, Step
 from data_pipelines.quality import scorers, selection
+from data_pipelines.stages import normalise
 from slmjax.config import (
     DecontaminationConfig,
     ExactDedupConfig,
@@ -57,6 +58,8 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
         if isinstance(stage, scorers.QualityStageConfig):
             scorers.measured_content(stage)
     deduplicate.check(_named(config.stages))
+    stages.check_installed(config.stages)
+    normalise.check_installed(config.normalise)
     root = Path(os.path.expandvars(config.output_dir)).expanduser()
     with only_user(root), LocalEngine(config.num_workers) as engine:
         reporter = Reporter(console or Console(), root / "timings.json")
@@ -107,9 +110,11 @@ class _Run:
         done = self.step("read", reading.read_unit, planned)
         kept: dict[str, Count] = {source.name: Count() for source in self.config.sources}
         quarantined: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in kept}
+        changes: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in kept}
         shards: list[Shard] = []
         for task, unit in zip(planned, done, strict=True):
             quarantined[task.source.name].update(unit.result["quarantined"])
+            changes[task.source.name].update(unit.result["changes"])
             for shard in (Shard(**fields) for fields in unit.result["shards"]):
                 kept[shard.source] += Count(documents=shard.documents, bytes=shard.bytes)
                 shards.append(shard)
@@ -119,7 +124,13 @@ class _Run:
                 self.root / directory, {path.name for path in outputs if path.parent == Path(directory)}
             )
         funnel = [
-            StepCounts(step="read", source=name, kept=kept[name], dropped=dict(sorted(quarantined[name].items())))
+            StepCounts(
+                step="read",
+                source=name,
+                kept=kept[name],
+                dropped=dict(sorted(quarantined[name].items())),
+                changes=dict(sorted(changes[name].items())),
+            )
             for name in kept
         ]
         if not shards:

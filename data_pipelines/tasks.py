@@ -16,7 +16,7 @@ from data_pipelines import files
 from data_pipelines.engines import Engine
 from slmjax.config.resolved import to_json
 
-_LIBRARIES = ("numpy", "orjson", "pyarrow", "sentencepiece", "zstandard")
+_LIBRARIES = ("ftfy", "numpy", "orjson", "py3langid", "pyarrow", "sentencepiece", "zstandard")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ document by itself; a deduplication decides on the whole corpus, from attributes
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, TypeGuard, assert_never
 
 import numpy as np
@@ -63,6 +64,12 @@ BoundedConfig = FilterConfig | DecontaminationConfig
 def is_measured(config: object) -> TypeGuard[StageConfig]:
     """Whether a stage looks at texts one by one first."""
     return isinstance(config, StageConfig) and not (isinstance(config, ExactDedupConfig) and config.by == "id")
+
+
+def check_installed(configs: Iterable[object]) -> None:
+    """Raises ValueError with the command to run where a package is absent that one of the stages needs."""
+    if any(isinstance(config, LanguageFilterConfig) for config in configs):
+        language.check_installed()
 
 
 def measure(config: StageConfig, batch: pa.RecordBatch) -> pa.RecordBatch:

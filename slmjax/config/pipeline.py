@@ -111,10 +111,13 @@ class PythonFunctionsSourceConfig:
 class NormaliseConfig:
     r"""Cleans every text: line ends become \n, control characters other than tab and line feed go.
 
-    `unicode_form` is the Unicode normalisation, None for none.
+    Attributes:
+      unicode_form: the Unicode normalisation, None for none.
+      repair_mojibake: undo that UTF-8 was read as another encoding, as in "fÃ¼r"; needs the package ftfy, and is slow.
     """
 
     unicode_form: Literal["NFC", "NFKC"] | None = "NFC"
+    repair_mojibake: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
