@@ -41,7 +41,7 @@ def clusters(phases: Phases, edges: Sequence[Phase]) -> Phase:
 def join(keys: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Edges from two columns of documents, each once; none from a document to itself."""
     keys, others = keys.astype(np.uint64), others.astype(np.uint64)
-    return np.unique((keys << _HALF | others)[keys != others])
+    return buckets.distinct((keys << _HALF | others)[keys != others])
 
 
 def write_edges(path: Path, edges: np.ndarray, num_buckets: int) -> None:
@@ -52,7 +52,7 @@ def write_edges(path: Path, edges: np.ndarray, num_buckets: int) -> None:
 def large_star(task: PhaseTask) -> tasks.Done:
     """Connects every greater neighbour of a document to the least document among it and its neighbours."""
     started = time.monotonic()
-    edges = np.unique(task.read(EDGE))
+    edges = buckets.distinct(task.read(EDGE))
     keys, others = edges >> _HALF, edges & _LOWER
     greater = others > keys
     _write(task.output, join(others[greater], np.minimum(_least(keys, others), keys)[greater]), task.num_buckets)
@@ -62,7 +62,7 @@ def large_star(task: PhaseTask) -> tasks.Done:
 def small_star(task: PhaseTask) -> tasks.Done:
     """Connects a document and its neighbours, all of which are less, to the least of these."""
     started = time.monotonic()
-    edges = np.unique(task.read(EDGE))
+    edges = buckets.distinct(task.read(EDGE))
     keys, others = edges >> _HALF, edges & _LOWER
     written = join(np.concatenate([keys, others]), np.tile(_least(keys, others), 2))
     write_edges(task.output, written, task.num_buckets)
@@ -72,10 +72,10 @@ def small_star(task: PhaseTask) -> tasks.Done:
 def label(task: PhaseTask) -> tasks.Done:
     """Writes the labels of documents, the least of a component included, in buckets of parts."""
     started = time.monotonic()
-    edges = np.unique(task.read(EDGE))
+    edges = buckets.distinct(task.read(EDGE))
     keys, others = edges >> _HALF, edges & _LOWER
     inner = others < keys
-    least = np.unique(keys[~inner])
+    least = buckets.distinct(keys[~inner])
     labels = np.zeros(int(inner.sum()) + len(least), LABEL)
     labels["document"] = np.concatenate([keys[inner], least])
     labels["cluster"] = np.concatenate([others[inner], least])

@@ -67,7 +67,7 @@ def write_members(task: PhaseTask) -> tasks.Done:
     living, bands = living_bands(task)
     bands = bands[np.searchsorted(living, rows)]
     payloads = [
-        Content(name, band, np.unique(ngrams)).pack()
+        Content(name, band, buckets.distinct(ngrams)).pack()
         for (name, ngrams), band in zip(_contents(task, rows), bands, strict=True)
     ]
     spread = buckets.spread(hashed_words.mix(labels["cluster"].astype(np.uint64)), task.num_buckets)

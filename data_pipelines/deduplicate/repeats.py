@@ -36,7 +36,7 @@ def decide(config: PassageDedupConfig | SubstringDedupConfig, step: GlobalStep) 
 def scatter(task: PhaseTask) -> tasks.Done:
     """Writes the hashes of the passages of a part, each once."""
     started = time.monotonic()
-    hashes = np.unique(_living_passages(task).hashes)
+    hashes = buckets.distinct(_living_passages(task).hashes)
     buckets.write(task.output, hashes, buckets.spread(hashes, task.num_buckets), task.num_buckets)
     return task.finish({}, started=started)
 
