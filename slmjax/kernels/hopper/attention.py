@@ -72,7 +72,8 @@ def hopper_attention(
     if tiling is None:
         tiling = default_tiling(q_BTNH.shape[3], heads_per_group=heads, deterministic=deterministic)
     problem = _Problem(scale=scale, softcap=softcap, tiling=tiling)
-    return _attend(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT)[:, :T, :, :H]
+    out_BTNH = jnp.asarray(_attend(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT))
+    return out_BTNH[:, :T, :, :H]
 
 
 def _pad(x_BTNH: jax.Array) -> jax.Array:

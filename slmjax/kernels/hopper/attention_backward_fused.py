@@ -10,6 +10,7 @@ reproducible. dk and dv are: they are summed in registers, over the heads of the
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -64,7 +65,7 @@ class FusedTiling:
 
 
 # Compiled apart, so that equal layers of a model are traced and lowered once.
-@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling", "interpret"))
+@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling"))
 def attention_backward_fused(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -78,7 +79,6 @@ def attention_backward_fused(
     scale: float,
     softcap: float | None = None,
     tiling: FusedTiling,
-    interpret: object = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns dq_BTNH, dk_BSKH and dv_BSKH in the dtype of q.
 
@@ -209,7 +209,7 @@ def attention_backward_fused(
                             ds_RM = ds_RM * slope_RM
                         return p_RM.astype(dtype), ds_RM.astype(dtype)
 
-                    p_RM, ds_RM = pl.run_scoped(scores, plgpu.ACC((ROWS, M), jnp.float32))
+                    p_RM, ds_RM = pl.run_scoped(scores, plgpu.WGMMAAccumulatorRef((ROWS, M), jnp.float32))
                     ds_smem[buffer, own] = ds_RM
                     plgpu.commit_smem()
                     plgpu.wgmma(dv_acc, p_RM, dout_smem.at[slot])
@@ -228,7 +228,7 @@ def attention_backward_fused(
                             start_scores(rem(count + 1, stages))
                         return plgpu.wgmma_accumulator_load(dq_acc, wait_n=1 + tiling.ahead)
 
-                    dq_MH = pl.run_scoped(queries, plgpu.ACC((dq_rows, dq_columns), jnp.float32))
+                    dq_MH = pl.run_scoped(queries, plgpu.WGMMAAccumulatorRef((dq_rows, dq_columns), jnp.float32))
                     plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                     dq_smem[wg, ...] = dq_MH
                     plgpu.commit_smem()
@@ -250,8 +250,8 @@ def attention_backward_fused(
                     pl.when(total > 0)(lambda: arrive(free + rem(total - 1 + stages, stages), num_threads=everyone))
                 return dk_RH, dv_RH
 
-            acc = plgpu.ACC((ROWS, H), jnp.float32)
-            dk_RH, dv_RH = pl.run_scoped(accumulate, acc, acc, plgpu.ACC((ROWS, M), jnp.float32))
+            acc = plgpu.WGMMAAccumulatorRef((ROWS, H), jnp.float32)
+            dk_RH, dv_RH = pl.run_scoped(accumulate, acc, acc, plgpu.WGMMAAccumulatorRef((ROWS, M), jnp.float32))
             sync(dscores_ready, num_threads=consumers)  # until both have read the keys for the last time
             k_smem[own] = (dk_RH * scale).astype(dtype)
             v_smem[own] = dv_RH.astype(dtype)
@@ -279,7 +279,7 @@ def attention_backward_fused(
     zero, delta_BNT = lax.optimization_barrier((jnp.float32(0.0), delta_BNT))
     dq_sum = jax.new_ref(jnp.full((B, T, N, H), zero))
     stats_BN2T = jnp.stack([lse_BNT * _LOG2E, delta_BNT], axis=2)
-    dk_BSKH, dv_BSKH = pl.kernel(
+    kernel: Any = pl.kernel(
         lambda *refs: pl.run_scoped(functools.partial(body, *refs), *scratch, collective_axes="wg"),
         out_type=(jax.ShapeDtypeStruct(k_BSKH.shape, dtype), jax.ShapeDtypeStruct(v_BSKH.shape, dtype)),
         mesh=plgpu.Mesh(
@@ -293,8 +293,8 @@ def attention_backward_fused(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
         name="hopper_attention_backward",
-        interpret=interpret,
-    )(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, bounds_XJ4, dq_sum)
+    )
+    dk_BSKH, dv_BSKH = kernel(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, bounds_XJ4, dq_sum)
     return (jax.freeze(dq_sum) * scale).astype(dtype), dk_BSKH, dv_BSKH
 
 

@@ -66,7 +66,7 @@ class ForwardTiling:
 
 
 # Compiled apart, so that equal layers of a model are traced and lowered once.
-@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling", "interpret"))
+@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling"))
 def attention_forward(
     q_BTNH: jax.Array,
     k_BSKH: jax.Array,
@@ -78,7 +78,6 @@ def attention_forward(
     scale: float,
     softcap: float | None,
     tiling: ForwardTiling,
-    interpret: object = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns out_BTNH and the natural logarithm of the softmax's denominator, lse_BNT in float32.
 
@@ -236,7 +235,7 @@ def attention_forward(
                         plgpu.wgmma(s_acc, q_smem.at[wg], transposed(k_smem.at[slot]))
                         return s_acc[...]
 
-                    s_RS = pl.run_scoped(first_scores, plgpu.ACC((ROWS, k_tile), jnp.float32))
+                    s_RS = pl.run_scoped(first_scores, plgpu.WGMMAAccumulatorRef((ROWS, k_tile), jnp.float32))
                     arrive(k_free + slot, num_threads=both)
                     # A sink is a key whose value is zero, met before all others.
                     start = (_LOWEST, 0.0) if sinks_ref is None else (sinks_ref[head] * _LOG2E, 1.0)
@@ -260,7 +259,7 @@ def attention_forward(
                             pass_turn()
                             return plgpu.wgmma_accumulator_load(s_acc, wait_n=1)
 
-                        s_RS = pl.run_scoped(products, plgpu.ACC((ROWS, k_tile), jnp.float32))
+                        s_RS = pl.run_scoped(products, plgpu.WGMMAAccumulatorRef((ROWS, k_tile), jnp.float32))
                         arrive(k_free + slot, num_threads=both)
                         new = softmax(scores(s_RS, j), top_R, total_R)
                         new_RS, top_R, total_R, shrink_R = lax.optimization_barrier(new)
@@ -282,7 +281,7 @@ def attention_forward(
                     arrive(v_free + slot, num_threads=both)
                     return out_RH, top_R, total_R
 
-                out_RH, top_R, total_R = pl.run_scoped(multiply, plgpu.ACC((ROWS, H), jnp.float32))
+                out_RH, top_R, total_R = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, H), jnp.float32))
                 some_R = start_R < end_R
                 inverse_R = jnp.where(some_R, 1.0 / total_R, 0.0)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -326,7 +325,6 @@ def attention_forward(
             approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
         ),
         kernel_name="hopper_attention_forward",
-        interpret=interpret,
     )(*inputs)
 
 

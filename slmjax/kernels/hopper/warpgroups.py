@@ -34,20 +34,20 @@ def _named_barrier(operation: str, barrier_id: int | jax.Array, *, num_threads: 
     if isinstance(barrier_id, int):
 
         @plgpu.inline_mgpu()
-        def bar_op(_):
+        def bar_op(_context=None):  # pyright: ignore[reportRedeclaration]
             asm = f"bar.{operation} {barrier_id}, {num_threads};"
             llvm.inline_asm(ir.Type.parse("!llvm.void"), [], asm, "", has_side_effects=True)
 
         bar_op()
-    else:
+        return
 
-        @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WG_SPLAT,))
-        def bar_op(_, barrier_id):
-            asm = f"bar.{operation} $0, {num_threads};"
-            registers = [barrier_id.registers[()]]
-            llvm.inline_asm(ir.Type.parse("!llvm.void"), registers, asm, "r", has_side_effects=True)
+    @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WG_SPLAT,))
+    def bar_op(_context, barrier_id=None):
+        asm = f"bar.{operation} $0, {num_threads};"
+        registers = [barrier_id.registers[()]]  # pyright: ignore[reportOptionalMemberAccess]
+        llvm.inline_asm(ir.Type.parse("!llvm.void"), registers, asm, "r", has_side_effects=True)
 
-        bar_op(barrier_id)
+    bar_op(barrier_id)
 
 
 # Arriving does not wait; syncing arrives and waits until `num_threads` threads have done one or the other. Unlike an
