@@ -51,11 +51,11 @@ def clean(config: C4FilterConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Arr
         others = _judge(config, changed, too_long[rows], unfinished, short[rows])
         for field in dataclasses.fields(verdicts):
             getattr(verdicts, field.name)[rows] = getattr(others, field.name)
+    verdicts.removed[texts.after_text_lines] = len(_RULES)  # no rule's
     left = verdicts.removed < 0
     edited = np.zeros(len(lines), bool)
     edited[list(cited)] = True
     counts = {f"removed_{rule}_lines": lines.sum(verdicts.removed == i) for i, rule in enumerate(_RULES)}
-    counts["removed_short_lines"] -= lines.per_document - texts.num_text_lines
     attributes = {
         "sentences": lines.sum(verdicts.sentences * left),
         "lorem_ipsum": lines.sum(verdicts.lorem_ipsum),

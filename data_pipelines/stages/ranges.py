@@ -155,7 +155,7 @@ class Ranges:
         content = _overlapping(self.texts.data)[starts] & _FIRST_BYTES.take(np.minimum(left, 8))
         content *= _OTHER
         content ^= content >> _HALF
-        content *= _powers(int(blocks.max()) + 1).take(number)
+        content *= powers(int(blocks.max()) + 1).take(number)
         return np.add.reduceat(content, firsts)
 
     def strings(self, rows: np.ndarray) -> list[str]:
@@ -191,7 +191,7 @@ def _overlapping(data: np.ndarray) -> np.ndarray:
     return np.ndarray((len(data) - 7,), np.dtype("<u8"), data, 0, (1,))
 
 
-def _powers(number: int) -> np.ndarray:
+def powers(number: int) -> np.ndarray:
     """The first powers of the multiplier."""
     return np.multiply.accumulate(np.full(number, MULTIPLIER))
 

@@ -94,7 +94,7 @@ def datatrove(texts: "Texts") -> Words:
     ends = np.cumsum(repeats)
     within = np.arange(int(repeats.sum())) - np.repeat(ends - repeats, repeats)
     starts = np.repeat(chunks.starts, repeats) + flat[np.repeat(first[kind], repeats) + within]
-    stops = np.append(starts[1:], 0)
+    stops = np.append(starts[1:], 0)[: len(starts)]
     stops[ends - 1] = chunks.ends
     return Words(texts, starts, stops, chunks.inside)
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.stages import alphabet, splitting
-from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks, Words
+from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks, Words, powers
 from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
@@ -25,7 +25,7 @@ def _padded(contents: Sequence[bytes | memoryview]) -> bytes:
 
 
 class Lines(Ranges):
-    """Lines or paragraphs, without the line feeds after them."""
+    """Lines, without the line feeds after them."""
 
     @functools.cached_property
     def first_word(self) -> np.ndarray:
@@ -39,18 +39,22 @@ class Lines(Ranges):
 
     @functools.cached_property
     def hashes(self) -> np.ndarray:
-        """uint64 hash of the words, separated by white space, of each line and of their places in it."""
-        words, filled = self.texts.words("whitespace"), np.flatnonzero(self.num_words)
+        """uint64 hash of the bytes of each line, from those of its words and their places in it."""
+        texts, words, filled = self.texts, self.texts.words("whitespace"), np.flatnonzero(self.num_words)
         hashes = self.bytes.view(np.uint64) * MULTIPLIER
-        if len(filled) == 0:
-            return hashes
-        first, number = self.first_word[filled], self.num_words[filled]
-        rows = slice(first[0], first[-1] + number[-1])  # words stand in no line only where it was cut
-        places = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
-        parts = words.hashes[rows] * ((places.view(np.uint64) << np.uint64(1)) * MULTIPLIER + np.uint64(1))
-        parts ^= parts >> np.uint64(32)
-        hashes[filled] += np.add.reduceat(parts, first - first[0])
-        return hashes * MULTIPLIER
+        if len(filled):
+            first, number = self.first_word[filled], self.num_words[filled]
+            rows = slice(first[0], first[-1] + number[-1])
+            places = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
+            parts = words.hashes[rows] * ((places.view(np.uint64) << np.uint64(1)) * MULTIPLIER + np.uint64(1))
+            parts ^= parts >> np.uint64(32)
+            hashes[filled] += np.add.reduceat(parts, first - first[0])
+            hashes *= MULTIPLIER
+        # Other white space than spaces is something to tell lines by.
+        other = ((texts.kinds & alphabet.SPACE) != 0) & (texts.data != ord(" ")) & (texts.data != ord("\n"))
+        odd = np.flatnonzero(Ranks(other).count(self.starts, self.ends))
+        hashes[odd] = Ranges(texts, self.starts[odd], self.ends[odd]).hashes
+        return hashes
 
     @functools.cached_property
     def chars(self) -> np.ndarray:
@@ -113,6 +117,26 @@ class Lines(Ranges):
                 found[line] |= any(phrase in content for phrase in wanted)
                 position = lower.find(anchor, max(int(self.ends[line]), position + 1))
         return found
+
+
+class Paragraphs(Lines):
+    """Lines in a row."""
+
+    @functools.cached_property
+    def hashes(self) -> np.ndarray:
+        """uint64 hash of the bytes of each paragraph, from those of its lines."""
+        data, lines = self.texts.data, self.texts.lines
+        first = lines.at(self.starts)
+        counts = lines.at(self.ends) - first + 1
+        begins = np.cumsum(counts) - counts
+        number = np.arange(int(counts.sum())) - np.repeat(begins, counts)
+        parts = lines.hashes[np.repeat(first, counts) + number] * powers(int(counts.max(initial=0)) + 1)[number]
+        hashes = np.add.reduceat(parts, begins) if len(self) else np.zeros(0, np.uint64)
+        # Those from which white space was taken are not made of whole lines here; by themselves they are.
+        odd = np.flatnonzero((data[self.starts - 1] != ord("\n")) | (data[self.ends] != ord("\n")))
+        if len(odd):
+            hashes[odd] = Texts.of(self.strings(odd)).paragraphs.hashes
+        return hashes
 
 
 @functools.cache
@@ -191,7 +215,8 @@ class Texts:
             changed = np.isin(rows, list(contents))
             sizes[changed] = [len(contents[row]) for row in rows[changed].tolist()]
         # Lines that follow each other are copied together with the line feeds between them.
-        first = np.append(True, (starts[1:] != ends[:-1] + 1) | changed[1:] | changed[:-1])[: len(order)]
+        apart = (starts[1:] != ends[:-1] + 1) | (self.data[ends[:-1]] != ord("\n")) | changed[1:] | changed[:-1]
+        first = np.append(True, apart)[: len(order)]
         begins = np.flatnonzero(first)
         last = np.append(begins[1:], len(order))[: len(begins)] - 1
         edges = zip(rows[begins].tolist(), starts[begins].tolist(), ends[last].tolist(), strict=True)
@@ -314,14 +339,22 @@ class Texts:
         return Lines(self, starts, np.sort(np.concatenate([np.setdiff1d(ends, others[pairs] + 1), others])))
 
     @functools.cached_property
-    def num_text_lines(self) -> np.ndarray:
-        """How many lines of each document str.splitlines finds: an empty one at the end is none."""
-        lines = self.text_lines
-        last = lines.first[1:] - 1
-        return lines.per_document - (lines.starts[last] == lines.ends[last])
+    def _ends_with_break(self) -> np.ndarray:
+        last = self.text_lines.first[1:] - 1
+        return self.text_lines.starts[last] == self.text_lines.ends[last]
 
     @functools.cached_property
-    def paragraphs(self) -> Lines:
+    def after_text_lines(self) -> np.ndarray:
+        """Index of the last of the `text_lines` of a document where it is none to str.splitlines, being empty."""
+        return self.text_lines.first[1:][self._ends_with_break] - 1
+
+    @functools.cached_property
+    def num_text_lines(self) -> np.ndarray:
+        """How many lines of each document str.splitlines finds: an empty one at the end is none."""
+        return self.text_lines.per_document - self._ends_with_break
+
+    @functools.cached_property
+    def paragraphs(self) -> Paragraphs:
         """Parts of each document, stripped, between two or more line feeds; one at least."""
         feeds = self.data == ord("\n")
         words = self.words("whitespace")
@@ -336,7 +369,7 @@ class Texts:
         begin = begin[(document >= 0) & (begin > starts[document]) & (begin < ends[document])]
         document = np.searchsorted(self.starts, end, side="right") - 1
         end = end[(document >= 0) & (end > starts[document]) & (end < ends[document])]
-        return Lines(self, np.sort(np.concatenate([starts, begin])), np.sort(np.concatenate([ends, end])))
+        return Paragraphs(self, np.sort(np.concatenate([starts, begin])), np.sort(np.concatenate([ends, end])))
 
     @functools.cached_property
     def _split(self) -> dict[str, Words]:
