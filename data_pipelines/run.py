@@ -176,7 +176,9 @@ class _Run:
                 counts = count_step(name, shards, [done.result for done in decided])
                 step.note = _why(counts)
                 if isinstance(stage, DecontaminationConfig):
-                    step.note = decontaminate.report(self.engine, self.root, name, tuple(shards), previous, decided)
+                    step.note = decontaminate.report(
+                        self.engine, self.root, name, stage, tuple(shards), previous, inputs
+                    )
             for kind in ("attributes", "verdicts"):
                 files.remove_others(self.root / "work" / kind / name, {f"{shard.name}.parquet" for shard in shards})
             funnel += counts

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from data_pipelines import files, tasks
-from data_pipelines.decontaminate.index import index_file, index_task, make_index
+from data_pipelines.decontaminate.index import index_file, index_task, make_index, texts_path
 from data_pipelines.decontaminate.report import ReportTask, write_report
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
@@ -41,16 +41,20 @@ def report(
     engine: Engine,
     root: Path,
     stage_name: str,
+    config: DecontaminationConfig,
     shards: tuple[Shard, ...],
     previous: str | None,
-    verdicts: Sequence[tasks.Done],
+    inputs: Mapping[str, Sequence[str]],
 ) -> str:
-    """Writes the report of a stage, and returns what was found in a line."""
+    """Writes the report of a stage, and returns what was found in a line.
+
+    `inputs` are hashes of what the verdicts of each shard depend on.
+    """
     task = ReportTask(
         root=root,
         step=f"contamination/{stage_name}",
         name=stage_name,
-        fingerprint=tasks.fingerprint([done.outputs for done in verdicts]),
+        fingerprint=tasks.fingerprint(config, dict(inputs), files.sha256(texts_path(root, stage_name))),
         shards=shards,
         previous=previous,
     )

@@ -1,5 +1,6 @@
 """Exact duplicates, of texts or of ids, among all documents: the digests of the parts meet, in buckets."""
 
+import itertools
 import time
 
 import numpy as np
@@ -51,13 +52,11 @@ def scatter(task: PhaseTask) -> tasks.Done:
 def meet(task: PhaseTask) -> tasks.Done:
     """Writes, in buckets of parts, the documents that give way to those of other parts with the same digest."""
     started = time.monotonic()
-    found, parts, numbers = [], [], []
-    for part, reader in enumerate(task.readers(_ENTRY)):
-        records = reader.records(task.number)
-        found.append(records)
-        parts.append(np.full(len(records), part))
-        numbers.append(np.array(reader.numbers(task.number), np.int64))
-    entries, part, number = np.concatenate(found), np.concatenate(parts), np.concatenate(numbers)
+    readers = list(task.readers(_ENTRY))
+    found = [reader.records(task.number) for reader in readers]
+    number = np.concatenate([np.array(reader.numbers(task.number), np.int64) for reader in readers])
+    part = np.repeat(np.arange(len(readers)), [len(records) for records in found])
+    entries = np.concatenate(found)
     earlier = part < task.num_earlier
     order = np.lexsort((part, -entries["preference"], ~earlier, entries["low"], entries["high"]))
     entries, part, number, earlier = entries[order], part[order], number[order], earlier[order]
@@ -65,11 +64,14 @@ def meet(task: PhaseTask) -> tasks.Done:
     first[1:] = (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])
     keepers = np.flatnonzero(first)[np.cumsum(first) - 1]
     lost = np.flatnonzero(~first & ~earlier)
-    ids: dict[int, bytes] = {}
     wanted = np.unique(keepers[lost])
-    for which, reader in enumerate(task.readers(_ENTRY)):
-        here = wanted[part[wanted] == which]
-        ids.update(zip(here.tolist(), reader.payloads(number[here].tolist()), strict=True))
+    wanted = wanted[np.argsort(part[wanted], kind="stable")]
+    ids: dict[int, bytes] = {}
+    bounds = np.searchsorted(part[wanted], np.arange(len(readers) + 1))
+    for reader, (start, end) in zip(readers, itertools.pairwise(bounds.tolist()), strict=True):
+        if start < end:
+            here = wanted[start:end]
+            ids.update(zip(here.tolist(), reader.payloads(number[here].tolist()), strict=True))
     losses = np.zeros(len(lost), LOSS)
     losses["row"] = entries["row"][lost]
     payloads = [ids[keeper] for keeper in keepers[lost].tolist()]

@@ -8,6 +8,8 @@ from slmjax.config.dedup import (
     CorpusStageConfig,
     ExactDedupConfig,
     NearDedupConfig,
+    PassageDedupConfig,
+    SubstringDedupConfig,
 )
 from slmjax.config.filters import FilterConfig, MaskPersonalDataConfig, RewriteConfig
 from slmjax.config.quality import GeneratedFilesSourceConfig, QualityFilterConfig, QualitySampleConfig
@@ -174,6 +176,8 @@ TextSourceConfig = FilesSourceConfig | PythonLibrarySourceConfig | GeneratedFile
 ConversationSourceConfig = ConversationFilesSourceConfig | PythonFunctionsSourceConfig
 StageConfig = FilterConfig | CorpusStageConfig | QualityFilterConfig | QualitySampleConfig
 
+_CUTTING = (PassageDedupConfig, SubstringDedupConfig)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
@@ -210,6 +214,10 @@ class PipelineConfig:
         kinds = {isinstance(source, ConversationSourceConfig) for source in self.sources}
         require(
             len(kinds) == 1, self, f"sources must be all text or all conversations (write two configs), got {names}"
+        )
+        cutting = [type(stage).__name__ for stage in self.stages if isinstance(stage, _CUTTING)]
+        require(
+            not (self.conversations and cutting), self, f"{cutting} cut from texts, which would break conversations"
         )
         generated = [source.name for source in self.sources if isinstance(source, GeneratedFilesSourceConfig)]
         deduplicated = any(isinstance(stage, ExactDedupConfig | NearDedupConfig) for stage in self.stages)

@@ -168,6 +168,18 @@ def test_no_more_comparisons_than_allowed(tmp_path):
     assert found == [None] * 30 + ["17"]
 
 
+def test_of_very_large_clusters_the_last_documents_are_remembered(tmp_path, monkeypatch):
+    """What a bound on the memory for one cluster costs: copies of the forgotten stay."""
+    rng = np.random.default_rng(12)
+    shared = random_words(rng, 200)
+    texts = [" ".join(shared + random_words(rng, 100)) for _ in range(4)]
+    texts += [texts[3] + " end", texts[0] + " end"]
+    monkeypatch.setattr(verify, "_REMEMBERED", 2)
+    assert originals(near(tmp_path, texts, bands=20, rows=1)) == [None] * 4 + ["3", None]
+    monkeypatch.undo()
+    assert originals(near(tmp_path / "all", texts, bands=20, rows=1)) == [None] * 4 + ["3", "0"]
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.floats(0, 1))
 def test_similarity_is_that_of_sets(one, other, at_least):

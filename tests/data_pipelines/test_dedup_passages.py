@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.verdicts import Cuts
-from slmjax.config import PassageDedupConfig, SubstringDedupConfig
+from slmjax.config import (
+    ConversationFilesSourceConfig,
+    PassageDedupConfig,
+    PipelineConfig,
+    SubstringDedupConfig,
+    TrainTokenizerConfig,
+)
 
 fuzzed = settings(deadline=None, max_examples=15)
 some_texts = st.lists(st.text("ab \n", max_size=60) | st.text("aB é-\t\n\n", max_size=60), min_size=1, max_size=8)
@@ -161,3 +167,13 @@ def test_cuts_are_a_union_of_bytes(spans, more):
 def test_impossible_settings_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         PassageDedupConfig(unit="line", **changes)
+
+
+def test_conversations_are_not_cut():
+    with pytest.raises(ValueError, match=r"\['SubstringDedupConfig'\] cut from texts, which would break conversations"):
+        PipelineConfig(
+            output_dir="x",
+            sources=(ConversationFilesSourceConfig(paths=("x",)),),
+            stages=(SubstringDedupConfig(),),
+            tokenizer=TrainTokenizerConfig(vocab_size=400),
+        )
