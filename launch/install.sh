@@ -42,3 +42,12 @@ fi
 
 echo "Installing slmjax[$extras] into $venv (the first time this downloads about 300 MB)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -e ".[$extras]" -c constraints.txt
+
+# Compilers for accelerators that are not there, for the tests: beside the environment and not in it, where JAX would try
+# to start their plugins in every run. The list is that of the extra `compile`.
+if [[ ",$extras," == *,dev,* && "$(uname -s) $(uname -m)" == "Linux x86_64" ]]; then
+  echo "Installing compilers for Hopper and TPU into $venv/compilers (about 600 MB more)"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-deps --upgrade \
+    --target "$venv/compilers" -c constraints.txt libtpu jax-cuda12-plugin jax-cuda12-pjrt \
+    nvidia-cuda-nvcc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-cupti-cu12 nvidia-nvjitlink-cu12
+fi
