@@ -16,6 +16,7 @@ from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Ranks, Words, power
 from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
+_LINE = np.uint64(0xE7037ED1A0B428DB)  # odd
 _RARE_BYTES = 6  # a word as long as that is rare
 
 
@@ -41,15 +42,16 @@ class Lines(Ranges):
     def hashes(self) -> np.ndarray:
         """uint64 hash of the bytes of each line, from those of its words and their places in it."""
         texts, words, filled = self.texts, self.texts.words("whitespace"), np.flatnonzero(self.num_words)
-        hashes = self.bytes.view(np.uint64) * MULTIPLIER
+        hashes = self.bytes.view(np.uint64) * _LINE
         if len(filled):
             first, number = self.first_word[filled], self.num_words[filled]
             rows = slice(first[0], first[-1] + number[-1])
             places = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
             parts = words.hashes[rows] * ((places.view(np.uint64) << np.uint64(1)) * MULTIPLIER + np.uint64(1))
-            parts ^= parts >> np.uint64(32)
-            hashes[filled] += np.add.reduceat(parts, first - first[0])
-            hashes *= MULTIPLIER
+            parts ^= parts >> np.uint64(29)
+            hashes[filled] += np.add.reduceat(parts * _LINE, first - first[0])
+        hashes *= MULTIPLIER
+        hashes ^= hashes >> np.uint64(31)
         # Other white space than spaces is something to tell lines by.
         other = ((texts.kinds & alphabet.SPACE) != 0) & (texts.data != ord(" ")) & (texts.data != ord("\n"))
         odd = np.flatnonzero(Ranks(other).count(self.starts, self.ends))
