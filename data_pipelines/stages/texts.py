@@ -137,7 +137,8 @@ class Paragraphs(Lines):
         # Those from which white space was taken are not made of whole lines here; by themselves they are.
         odd = np.flatnonzero((data[self.starts - 1] != ord("\n")) | (data[self.ends] != ord("\n")))
         if len(odd):
-            hashes[odd] = Texts.of(self.strings(odd)).paragraphs.hashes
+            alone = Texts.of(self.strings(odd))
+            hashes[odd] = Paragraphs(alone, alone.starts, alone.ends).hashes
         return hashes
 
 
