@@ -110,6 +110,5 @@ def similarity(a: np.ndarray, b: np.ndarray, *, at_least: float = 0.0) -> float:
     a, b = (a, b) if len(a) < len(b) else (b, a)
     if len(a) < at_least * len(b):
         return 0.0
-    found = np.searchsorted(b, a)
-    shared = int((b[np.minimum(found, len(b) - 1)] == a).sum())
+    shared = np.count_nonzero(b.take(b.searchsorted(a), mode="clip") == a)
     return shared / (len(a) + len(b) - shared)
