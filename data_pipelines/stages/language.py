@@ -6,6 +6,7 @@ So it is run on many short pieces of the samples side by side, each from a few b
 
 import dataclasses
 import functools
+import itertools
 import unicodedata
 
 import numpy as np
@@ -128,7 +129,7 @@ def _depth(next_states: np.ndarray, rows: np.ndarray) -> int:
 def _count_features(model: _Model, samples: list[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
     """The features of each sample, and how often each occurs."""
     data = np.frombuffer(b"".join(samples) + bytes(_PIECE), np.uint8)
-    sizes = np.array([len(sample) for sample in samples])
+    sizes = np.array([len(sample) for sample in samples], np.int64)
     begins = np.cumsum(sizes) - sizes
     pieces = -(-sizes // _PIECE)
     document = np.repeat(np.arange(len(samples)), pieces)
@@ -149,5 +150,5 @@ def _count_features(model: _Model, samples: list[bytes]) -> list[tuple[np.ndarra
     runs = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
     counts = np.diff(np.append(runs, len(keys)))
     features = (keys[runs] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    ends = np.searchsorted(keys[runs], np.arange(1, len(samples), dtype=np.uint64) << np.uint64(32))
-    return list(zip(np.split(features, ends), np.split(counts, ends), strict=True))
+    edges = np.searchsorted(keys[runs], np.arange(len(samples) + 1, dtype=np.uint64) << np.uint64(32)).tolist()
+    return [(features[a:b], counts[a:b]) for a, b in itertools.pairwise(edges)]
