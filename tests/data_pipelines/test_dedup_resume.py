@@ -111,6 +111,7 @@ def test_each_stage_finds_what_was_planted(finished):
     sizes = [step.kept.bytes for step in manifest.steps]
     assert sizes[4] == sizes[3] - 2 * len(sentence(np.random.default_rng(), 15))  # a line of 15 words, twice
     assert sizes[5] == sizes[4] - 2 * len(sentence(np.random.default_rng(), 12) + " ")
+    assert manifest.steps[5].changes == {"cut_bytes": sizes[4] - sizes[5]}
     assert sum(split.bytes for split in manifest.splits.values()) == sizes[-1]
 
 
