@@ -72,7 +72,7 @@ def write_verdicts(task: PhaseTask) -> tasks.Done:
         rules[cuts.bytes(len(sizes)) > task.config.max_cut_share * sizes] = "max_cut_share"
     rules[_blank(task, left)] = "nothing_left"
     verdicts = before.after(task.stage_name, rules, cuts=cuts)
-    changes = {"cut_bytes": int(cuts.bytes(len(sizes)).sum())}
+    changes = {"cut_bytes": int((left.bytes(len(sizes)) - before.cuts.bytes(len(sizes))).sum())}
     return finish_verdicts(task, task.stage_name, task.part.shard, verdicts, started=started, changes=changes)
 
 
