@@ -57,7 +57,10 @@ def test_steps_are_the_tiles_in_which_a_query_sees_a_key(static, q_tile, k_tile,
     assert schedule.num_steps == longest
 
 
-def test_more_tiles_than_a_step_can_name_are_refused():
-    ranges_1T = np.zeros((1, 1 << 14), np.int32), np.ones((1, 1 << 14), np.int32)
-    with pytest.raises(ValueError, match="use larger tiles"):
-        make_schedule(*ranges_1T, q_tile=1, k_tile=1, num_k_tiles=1)
+@pytest.mark.parametrize(
+    ("X", "T", "message"), [(1, 1 << 14, "use larger tiles"), (64, 1 << 12, "or fewer rows at a time")]
+)
+def test_more_tiles_than_fit_are_refused(X, T, message):
+    ranges_XT = np.zeros((X, T), np.int32), np.ones((X, T), np.int32)
+    with pytest.raises(ValueError, match=message):
+        make_schedule(*ranges_XT, q_tile=1, k_tile=1, num_k_tiles=1)

@@ -45,20 +45,18 @@ def backward(
     """
     piece = k_BKHS.shape[3] // len(schedules)
     dq_dtype = q_BNHT.dtype if len(schedules) == 1 else jnp.float32
-    dq_parts, dk_parts, dv_parts = [], [], []
+    dq, dk_parts, dv_parts = [], [], []
     for index, schedule in enumerate(schedules):
         k_part, v_part = (x_BKHS[..., index * piece : (index + 1) * piece] for x_BKHS in (k_BKHS, v_BKHS))
-        dq, dk, dv = _piece(
-            problem, schedule, q_BNHT, k_part, v_part, dout_BNHT, lse_BUGT, delta_BUGT, dq_dtype=dq_dtype
-        )
-        dq_parts.append(dq)
-        dk_parts.append(dk)
-        dv_parts.append(dv)
-    dq_BNHT = functools.reduce(jnp.add, dq_parts).astype(q_BNHT.dtype)
-    return dq_BNHT, jnp.concatenate(dk_parts, axis=3), jnp.concatenate(dv_parts, axis=3)
+        arrays = (q_BNHT, k_part, v_part, dout_BNHT, lse_BUGT, delta_BUGT, *dq)
+        *dq, dk_part, dv_part = _piece(problem, schedule, *arrays, dq_dtype=dq_dtype)
+        dk_parts.append(dk_part)
+        dv_parts.append(dv_part)
+    return dq[0].astype(q_BNHT.dtype), jnp.concatenate(dk_parts, axis=3), jnp.concatenate(dv_parts, axis=3)
 
 
-def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta_BUGT, *, dq_dtype):
+def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta_BUGT, *dq, dq_dtype):
+    """Returns (dq, dk, dv) due to these keys; to the dq of the pieces before, if given, dq is added in place."""
     tiling, tile = problem.tiling, problem.tiling.backward
     B, N, H = q_BNHT.shape[:3]
     K, S = k_BKHS.shape[1], k_BKHS.shape[3]
@@ -75,7 +73,7 @@ def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B, K, groups, schedule.num_steps),
-            in_specs=[ranges, queries, keys, keys, queries, rows, rows],
+            in_specs=[ranges, queries, keys, keys, queries, rows, rows, *[queries for _ in dq]],
             out_specs=[queries, all_keys, all_keys],
             scratch_shapes=scratch,
         ),
@@ -87,7 +85,7 @@ def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta
         compiler_params=compiler_params(
             [
                 *((x.block_shape, q_BNHT.dtype) for x in (queries, queries, keys, keys, all_keys, all_keys)),
-                *((x.block_shape, jnp.float32) for x in (queries, rows, rows)),
+                *((x.block_shape, jnp.float32) for x in (queries, queries, rows, rows)),
             ],
             scratch,
             lanes=lanes,
@@ -99,10 +97,11 @@ def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta
             transcendentals=steps * lanes * tile.k,
             bytes_accessed=3 * q_BNHT.nbytes + 2 * k_BKHS.nbytes + steps * 2 * H * tile.k * k_BKHS.dtype.itemsize,
         ),
+        input_output_aliases={8: 0} if dq else {},
         interpret=problem.interpret,
         name="tpu_attention_backward",
     )(
-        *(schedule.steps, schedule.ranges_X2T, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta_BUGT),
+        *(schedule.steps, schedule.ranges_X2T, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta_BUGT, *dq),
     )
 
 
@@ -117,13 +116,9 @@ def _kernel(
     dout_ref,
     lse_ref,
     delta_ref,
-    dq_ref,
-    dk_ref,
-    dv_ref,
-    dq_sum_ref,
-    dk_sum_ref,
-    dv_sum_ref,
+    *refs,
 ):
+    *dq_before_refs, dq_ref, dk_ref, dv_ref, dq_sum_ref, dk_sum_ref, dv_sum_ref = refs
     heads, _, q_tile = q_ref.shape
     k_tile = k_ref.shape[1]
     step = current_step(schedule, steps_ref)
@@ -163,6 +158,8 @@ def _kernel(
     def _end():
         for head in range(heads):
             dq_HT = problem.scale * dq_sum_ref[:, pl.ds(head * q_tile, q_tile)]
+            for before_ref in dq_before_refs:
+                dq_HT += before_ref[head]
             dq_ref[head] = dq_HT.astype(dq_ref.dtype)
 
     @pl.when((group == pl.num_programs(2) - 1) & (s == pl.num_programs(3) - 1))

@@ -115,7 +115,9 @@ def compiler_params(blocks, scratch, *, lanes: int, k_tile: int, dimension_seman
     """
     size = sum(2 * math.prod(x for x in shape if x) * jnp.dtype(dtype).itemsize for shape, dtype in blocks)
     size += sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in scratch)
-    # The compiler keeps one to four tiles of float32 scores and weights at a time; what is granted need not be used.
+    # The compiler keeps one to two tiles of float32 scores beside that, more where it makes products of float32 from
+    # several of bfloat16. What is granted but not used is lost to XLA.
+    tiles = 10 if jnp.dtype(blocks[0][1]).itemsize == 4 else 4
     return pltpu.CompilerParams(
-        dimension_semantics=dimension_semantics, vmem_limit_bytes=size + 6 * 4 * lanes * k_tile + 4 * 2**20
+        dimension_semantics=dimension_semantics, vmem_limit_bytes=size + tiles * 4 * lanes * k_tile + 4 * 2**20
     )

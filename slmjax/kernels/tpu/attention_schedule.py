@@ -19,6 +19,8 @@ END = 2  # its last
 WORK = 4  # some query sees some key
 EDGE = 8  # some query does not see some key
 _K_SHIFT, _Q_SHIFT, _MAX_TILES = 4, 17, 1 << 13
+# A core has 1 MiB of scalar memory; some is left for the rest.
+_MAX_STEPS = (1 << 18) - (1 << 12)
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +69,7 @@ def make_schedule(k_start_XT: Any, k_end_XT: Any, *, q_tile: int, k_tile: int, n
     filled up with copies of the last query, which make no tile an edge that is not one already.
 
     Raises:
-      ValueError: if there are more tiles than a step can name.
+      ValueError: if there are more tiles than a step can name, or more steps than scalar memory holds.
     """
     xp = np if isinstance(k_start_XT, np.ndarray) and isinstance(k_end_XT, np.ndarray) else jnp
     short = -k_start_XT.shape[1] % q_tile
@@ -90,6 +92,11 @@ def make_schedule(k_start_XT: Any, k_end_XT: Any, *, q_tile: int, k_tile: int, n
         # Half of all pairs is what one causal document has.
         stride, expected = num_q_tiles * num_k_tiles, num_q_tiles * (num_k_tiles + 1) // 2
         longest = jnp.max(after_XI[:, -1]).astype(jnp.int32)
+    if X * stride > _MAX_STEPS:
+        raise ValueError(
+            f"tpu_attention: {X} rows of up to {stride} tiles of scores, together at most {_MAX_STEPS}; "
+            "use larger tiles or fewer rows at a time"
+        )
 
     step_1L = np.arange(stride, dtype=np.int32)[None]
     i_XL = xp.minimum(xp.sum(after_XI[:, None, :] <= step_1L[:, :, None], axis=-1), num_q_tiles - 1)
