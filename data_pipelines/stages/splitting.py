@@ -1,6 +1,7 @@
 """Words: three ways to split texts into them."""
 
 import functools
+import itertools
 from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from data_pipelines.stages.texts import Texts
 
 _APOSTROPHES = (0x27, 0x2019)
-_MAX_CACHED = 1 << 19
+_TABLE_BITS = 20
+_MAX_ENTRIES = 1 << 19
+_WHOLE = (0,)
 
 
 def words(texts: "Texts", splitter: Splitter) -> Words:
@@ -71,52 +74,91 @@ def datatrove(texts: "Texts") -> Words:
     Each different string between white space is cut once, and remembered for the batches that follow.
     """
     chunks = texts.words("whitespace")
-    order, runs = group(chunks.hashes)
-    sizes = np.diff(np.append(runs, len(order)))
-    kind = np.empty(len(chunks), np.int64)  # which different string each is
-    kind[order] = np.repeat(np.arange(len(runs)), sizes)
-    cache = _cuts()
-    if len(cache) > _MAX_CACHED:
-        cache.clear()
-    samples = order[runs]
-    hashes = chunks.hashes[samples].tolist()
-    missing = np.array([i for i, key in enumerate(hashes) if key not in cache], np.int64)
-    split = _rules().split
-    for i, chunk in zip(missing.tolist(), chunks.strings(samples[missing]), strict=True):
-        pieces = split(chunk)
-        cache[hashes[i]] = _offsets(pieces) if len(pieces) > 1 else _WHOLE
-    offsets = [cache[key] for key in hashes]
-    counts = np.fromiter(map(len, offsets), np.int64, len(offsets))
-    flat = np.fromiter((start for starts in offsets for start in starts), np.int64, int(counts.sum()))
-    # Every string between white space becomes as many words as its kind has offsets.
-    first = np.cumsum(counts) - counts
-    repeats = counts[kind]
-    ends = np.cumsum(repeats)
-    within = np.arange(int(repeats.sum())) - np.repeat(ends - repeats, repeats)
-    starts = np.repeat(chunks.starts, repeats) + flat[np.repeat(first[kind], repeats) + within]
+    cuts = _cuts()
+    entries = cuts.find(chunks)
+    counts, first = cuts.counts[entries], cuts.first[entries]
+    # Every string between white space becomes as many words as it has pieces.
+    ends = np.cumsum(counts)
+    within = np.arange(int(counts.sum())) - np.repeat(ends - counts, counts)
+    starts = np.repeat(chunks.starts, counts) + cuts.offsets[np.repeat(first, counts) + within]
     stops = np.append(starts[1:], 0)[: len(starts)]
     stops[ends - 1] = chunks.ends
     return Words(texts, starts, stops, chunks.inside)
 
 
-_WHOLE = (0,)
+class _Cuts:
+    """Where strings without white space are cut, by their hashes.
+
+    A string is looked for in two places of a table, all strings of a batch at once; where both are taken, in a
+    dictionary. Entry 0 is no string's.
+
+    Attributes:
+      counts: pieces of each entry.
+      first: index of each entry's first piece in `offsets`.
+      offsets: where each piece starts, in bytes.
+    """
+
+    def __init__(self):
+        self._rules = english.Rules()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._table = np.zeros(1 << _TABLE_BITS, np.int32)
+        self._others: dict[int, int] = {}
+        self._keys = np.zeros(1, np.uint64)
+        self.counts, self.first, self.offsets = (np.zeros(1, np.int64) for _ in range(3))
+
+    def find(self, chunks: Words) -> np.ndarray:
+        """The entry of each string, which is made where there is none yet."""
+        if len(self._keys) > _MAX_ENTRIES:
+            self._clear()
+        hashes = chunks.hashes
+        entries = np.zeros(len(hashes), np.int32)
+        for place in self._places(hashes):
+            there = self._table[place]
+            found = self._keys[there] == hashes
+            entries[found] = there[found]
+        unknown = np.flatnonzero(entries == 0)
+        order, runs = group(hashes[unknown])
+        samples = unknown[order[runs]]
+        known = np.array([self._others.get(key, 0) for key in hashes[samples].tolist()], np.int32)
+        fresh = np.flatnonzero(known == 0)
+        if len(fresh):
+            known[fresh] = self._add(hashes[samples[fresh]], chunks.strings(samples[fresh]))
+        entries[unknown[order]] = np.repeat(known, np.diff(np.append(runs, len(order))))
+        return entries
+
+    def _places(self, hashes: np.ndarray) -> list[np.ndarray]:
+        shift = np.uint64(64 - _TABLE_BITS)
+        return [(hashes >> shift).view(np.int64), ((hashes << np.uint64(_TABLE_BITS)) >> shift).view(np.int64)]
+
+    def _add(self, hashes: np.ndarray, strings: list[str]) -> np.ndarray:
+        """Makes the entries of different strings, and returns them."""
+        split = self._rules.split
+        offsets = [_offsets(split(string)) for string in strings]
+        counts = np.fromiter(map(len, offsets), np.int64, len(offsets))
+        entries = np.arange(len(self._keys), len(self._keys) + len(hashes), dtype=np.int32)
+        self._keys = np.concatenate([self._keys, hashes])
+        self.first = np.concatenate([self.first, len(self.offsets) + np.cumsum(counts) - counts])
+        self.counts = np.concatenate([self.counts, counts])
+        self.offsets = np.concatenate([self.offsets, np.fromiter(itertools.chain.from_iterable(offsets), np.int64)])
+        left = np.ones(len(hashes), bool)
+        for place in self._places(hashes):
+            free = np.flatnonzero(left & (self._table[place] == 0))
+            self._table[place[free]] = entries[free]
+            left[self._table[place] == entries] = False
+        self._others.update(zip(hashes[left].tolist(), entries[left].tolist(), strict=True))
+        return entries
 
 
 def _offsets(pieces: list[str]) -> tuple[int, ...]:
     """Where each piece starts, in bytes."""
-    starts, position = [], 0
-    for piece in pieces:
-        starts.append(position)
-        position += len(piece.encode())
-    return tuple(starts)
+    if len(pieces) == 1:
+        return _WHOLE
+    sizes = (len(piece) if piece.isascii() else len(piece.encode()) for piece in pieces[:-1])
+    return tuple(itertools.accumulate(sizes, initial=0))
 
 
 @functools.cache
-def _rules() -> english.Rules:
-    return english.Rules()
-
-
-@functools.cache
-def _cuts() -> dict[int, tuple[int, ...]]:
-    """By the hash of a string without white space, where its words start."""
-    return {}
+def _cuts() -> _Cuts:
+    return _Cuts()
