@@ -120,7 +120,7 @@ class ExecutionConfig:
 
     layers: Literal["scan", "unroll"] = "scan"
     remat: Literal["none", "activations", "full", "dots", "attention"] = "none"
-    attention: Literal["auto", "reference", "chunked", "hopper", "hopper_deterministic", "cudnn"] = "auto"
+    attention: Literal["auto", "reference", "chunked", "hopper", "hopper_deterministic", "tpu", "cudnn"] = "auto"
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     products: Literal["compute_dtype", "float8"] = "compute_dtype"
     loss_chunk_tokens: int = 4096

@@ -5,6 +5,7 @@
   hopper     our fused kernels for H100 and H200: any mask, tiles skipped in both directions. The gradient of the
              queries is summed in any order, so that its last bits differ from run to run.
   hopper_deterministic  the same, bit for bit every time, with a slower backward pass.
+  tpu        our fused kernels for TPUs, likewise.
   cudnn      NVIDIA's fused kernels through `jax.nn`; only where they compute exactly what the mask says.
 
 To add an implementation: write it with the reference's signature, reading the mask by `ops.mask.ranges` and
@@ -28,9 +29,9 @@ from slmjax.ops.attention_reference import attention_reference
 from slmjax.ops.mask import AttentionMask, ranges, static_ranges
 from slmjax.ops.partition import over_batch
 
-__all__ = ["AttentionMask", "attention", "choose_implementation", "why_not_cudnn", "why_not_hopper"]
+__all__ = ["AttentionMask", "attention", "choose_implementation", "why_not_cudnn", "why_not_hopper", "why_not_tpu"]
 
-Implementation = Literal["reference", "chunked", "hopper", "hopper_deterministic", "cudnn"]
+Implementation = Literal["reference", "chunked", "hopper", "hopper_deterministic", "tpu", "cudnn"]
 Platform = Literal["cpu", "gpu", "hopper", "tpu"]
 
 _logger = logging.getLogger("slmjax.attention")
@@ -78,6 +79,15 @@ def attention(
             deterministic = implementation == "hopper_deterministic"
             fused = functools.partial(hopper_attention, scale=scale, softcap=softcap, deterministic=deterministic)
             return _over_batch(fused, q_BTNH, k_BSKH, v_BSKH, mask, sinks_N)
+        case "tpu":
+            reason = why_not_tpu(q_BTNH)
+            if reason is not None:
+                raise ValueError(f"attention implementation 'tpu' {reason}; use 'chunked' or 'auto'")
+            from slmjax.kernels.tpu.attention import tpu_attention  # Pallas is slow to import, and of use here only
+
+            return _over_batch(
+                functools.partial(tpu_attention, scale=scale, softcap=softcap), q_BTNH, k_BSKH, v_BSKH, mask, sinks_N
+            )
         case "cudnn":
             reason = why_not_cudnn(q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks_N is not None)
             if reason is not None:
@@ -117,6 +127,11 @@ def choose_implementation(
         if reason is None:
             return _log_once("hopper", platform, "the fastest for every mask")
         why_not.append(f"hopper {reason}")
+    if platform == "tpu":
+        reason = why_not_tpu(q_BTNH)
+        if reason is None:
+            return _log_once("tpu", platform, "the fastest for every mask")
+        why_not.append(f"tpu {reason}")
     if platform in ("gpu", "hopper"):
         reason = why_not_cudnn(q_BTNH, k_BSKH, mask, softcap=softcap, sinks=sinks)
         if reason is None:
@@ -140,6 +155,15 @@ def why_not_hopper(q_BTNH: jax.Array, *, scale: float) -> str | None:
         return f"needs a head_dim of at most 256, got {q_BTNH.shape[-1]}"
     if scale <= 0:
         return f"needs a scale over zero, got {scale}"
+    return None
+
+
+def why_not_tpu(q_BTNH: jax.Array) -> str | None:
+    """Returns why our kernels for TPUs cannot compute this attention, or None if they can."""
+    if q_BTNH.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"needs bfloat16 or float32, got {q_BTNH.dtype}"
+    if q_BTNH.shape[-1] > 256:
+        return f"needs a head_dim of at most 256, got {q_BTNH.shape[-1]}"
     return None
 
 

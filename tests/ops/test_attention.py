@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from slmjax.kernels import targets
 from slmjax.ops import attention as dispatch
 from slmjax.ops.attention import attention, choose_implementation, why_not_cudnn
 from slmjax.ops.attention_chunked import Tiling, attention_chunked, choose_tiling
 from slmjax.ops.attention_reference import attention_reference
 from slmjax.ops.mask import AttentionMask
+from slmjax.parallel import on_mesh
 
 B, T, H = 2, 14, 8
 
@@ -262,6 +264,38 @@ def test_hopper_is_chosen_where_it_is_built():
         attention(
             *(x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, k_BSKH)), documents, scale=1.0, implementation="hopper"
         )
+
+
+def test_tpu_is_chosen_where_it_is_built():
+    q_BTNH, k_BSKH, *_ = inputs(t=80, s=80, dtype=jnp.bfloat16)
+    choose = functools.partial(choose_implementation, softcap=3.0, sinks=True, scale=1.0, platform="tpu")
+    assert choose(q_BTNH, k_BSKH, AttentionMask(window=9)) == "tpu"
+    assert choose(q_BTNH.astype(jnp.float16), k_BSKH, AttentionMask()) == "chunked"
+    with pytest.raises(ValueError, match="'tpu' needs bfloat16 or float32, got float16; use 'chunked' or 'auto'"):
+        attention(
+            *(x.astype(jnp.float16) for x in (q_BTNH, k_BSKH, k_BSKH)), AttentionMask(), scale=1.0, implementation="tpu"
+        )
+
+
+def test_tpu_attention_compiles_for_a_tpu_over_its_devices():
+    try:
+        devices = targets.tpu_devices("v5e:2x2")
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    mesh = jax.sharding.Mesh(
+        np.array(devices).reshape(2, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp")))
+    q, k = (jax.ShapeDtypeStruct((4, 256, heads, 64), jnp.bfloat16, sharding=rows) for heads in (3, 1))
+    documents_BT = jax.ShapeDtypeStruct((4, 256), jnp.int32, sharding=rows)
+
+    def loss(q_BTNH, k_BSKH, documents_BT):
+        mask = AttentionMask(q_documents_BT=documents_BT, k_documents_BS=documents_BT)
+        return attention(q_BTNH, k_BSKH, k_BSKH, mask, scale=0.1, implementation="tpu").astype(jnp.float32).sum()
+
+    gradients = on_mesh(mesh, jax.grad(loss, argnums=(0, 1)))
+    compiled = jax.jit(gradients).trace(q, k, documents_BT).lower(lowering_platforms=("tpu",)).compile()
+    assert compiled.as_text().count("tpu_custom_call") >= 2
 
 
 @pytest.mark.gpu
