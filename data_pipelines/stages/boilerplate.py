@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import alphabet
-from data_pipelines.stages.ranges import Ranks, share
+from data_pipelines.stages.ranges import share
+from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Lines, Texts
 from slmjax.config.filters import BoilerplateFilterConfig
 

@@ -1,61 +1,17 @@
 """Parts of texts, such as words and lines, as arrays: where they start and end, their sizes, hashes and flags."""
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from data_pipelines.stages.texts import Texts
+from data_pipelines.stages.buffer import Buffer
+from data_pipelines.stages.ranks import Ranks, Spread, overlapping
 
 # Odd, so that multiplication loses nothing; the fraction of the golden ratio (Knuth, TAOCP 3, 6.4), and another.
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _OTHER = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
 _FIRST_BYTES = np.array([(1 << 8 * i) - 1 for i in range(9)], np.uint64)
-_FIRST_BITS = np.array([(1 << i) - 1 for i in range(57)], np.uint64)
-
-
-class Ranks:
-    """Flags, one for each position, that can be counted between any two positions: one count is kept for every 64."""
-
-    def __init__(self, flags: np.ndarray):
-        packed = np.packbits(flags, bitorder="little")
-        self._bits = np.zeros(len(packed) // 8 + 2, np.uint64)
-        self._bits.view(np.uint8)[: len(packed)] = packed
-        self._before = np.zeros(len(self._bits) + 1, np.int64)
-        np.cumsum(np.bitwise_count(self._bits), out=self._before[1:])
-
-    def before(self, positions: np.ndarray) -> np.ndarray:
-        """Number of flags before each position."""
-        blocks = positions >> 6
-        below = (np.uint64(1) << (positions & 63).astype(np.uint64)) - np.uint64(1)
-        return self._before[blocks] + np.bitwise_count(self._bits[blocks] & below)
-
-    def count(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Number of flags from starts to ends."""
-        return self.before(ends) - self.before(starts)
-
-    def any(self, spread: "_Spread") -> np.ndarray:
-        """Whether any flag is set in each of many short ranges."""
-        bits = _overlapping(self._bits.view(np.uint8)).take(spread.bytes)
-        bits >>= spread.shifts
-        bits &= spread.masks
-        found = bits != 0
-        found[spread.long] = self.count(spread.long_starts, spread.long_ends) != 0
-        return found
-
-
-class _Spread:
-    """Where the flags of ranges lie in a row of bits, for ranges of which few are longer than 56."""
-
-    def __init__(self, starts: np.ndarray, sizes: np.ndarray):
-        self.bytes = starts >> 3
-        self.shifts = (starts & 7).view(np.uint64)
-        self.masks = _FIRST_BITS.take(np.minimum(sizes, 56))
-        self.long = np.flatnonzero(sizes > 56)
-        self.long_starts = starts[self.long]
-        self.long_ends = self.long_starts + sizes[self.long]
 
 
 class Ranges:
@@ -66,7 +22,7 @@ class Ranges:
       starts, ends: positions of bytes.
     """
 
-    def __init__(self, texts: "Texts", starts: np.ndarray, ends: np.ndarray):
+    def __init__(self, texts: Buffer, starts: np.ndarray, ends: np.ndarray):
         assert len(starts) == len(ends)
         self.texts = texts
         self.starts = starts
@@ -115,8 +71,8 @@ class Ranges:
         return self.ends - self.starts
 
     @functools.cached_property
-    def _spread(self) -> _Spread:
-        return _Spread(self.starts, self.bytes)
+    def _spread(self) -> Spread:
+        return Spread(self.starts, self.bytes)
 
     def any(self, flags: np.ndarray) -> np.ndarray:
         """Whether any of `flags`, one for each byte of the texts, is set in each range."""
@@ -126,7 +82,7 @@ class Ranges:
     def hashes(self) -> np.ndarray:
         """uint64 hash of the bytes of each range, the same everywhere; up to eight bytes no two are equal."""
         sizes = self.bytes
-        view = _overlapping(self.texts.data)
+        view = overlapping(self.texts.data)
         hashes = sizes.view(np.uint64) * _OTHER
         hashes ^= view[self.starts] & _FIRST_BYTES.take(np.minimum(sizes, 8))
         hashes *= MULTIPLIER
@@ -152,7 +108,7 @@ class Ranges:
         number = np.arange(1, int(firsts[-1] + blocks[-1]) + 1) - np.repeat(firsts, blocks)
         starts = np.repeat(self.starts[rows], blocks) + (number << 3)
         left = np.repeat(self.ends[rows], blocks) - starts
-        content = _overlapping(self.texts.data)[starts] & _FIRST_BYTES.take(np.minimum(left, 8))
+        content = overlapping(self.texts.data)[starts] & _FIRST_BYTES.take(np.minimum(left, 8))
         content *= _OTHER
         content ^= content >> _HALF
         content *= powers(int(blocks.max()) + 1).take(number)
@@ -168,7 +124,7 @@ class Ranges:
 class Words(Ranges):
     """Words. `inside` is, for each byte of the texts, whether it is in a word."""
 
-    def __init__(self, texts: "Texts", starts: np.ndarray, ends: np.ndarray, inside: np.ndarray):
+    def __init__(self, texts: Buffer, starts: np.ndarray, ends: np.ndarray, inside: np.ndarray):
         super().__init__(texts, starts, ends)
         self.inside = inside
 
@@ -184,11 +140,6 @@ class Words(Ranges):
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Quotients; 0 where the whole is nothing."""
     return part / np.maximum(whole, 1)
-
-
-def _overlapping(data: np.ndarray) -> np.ndarray:
-    """A view of uint8 as the uint64 that starts at each byte, but the last seven."""
-    return np.ndarray((len(data) - 7,), np.dtype("<u8"), data, 0, (1,))
 
 
 def powers(number: int) -> np.ndarray:

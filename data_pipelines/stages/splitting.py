@@ -2,16 +2,12 @@
 
 import functools
 import itertools
-from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 
 from data_pipelines.stages import alphabet, english
+from data_pipelines.stages.buffer import Buffer
 from data_pipelines.stages.ranges import Words, group
-from slmjax.config.filters import Splitter
-
-if TYPE_CHECKING:
-    from data_pipelines.stages.texts import Texts
 
 _APOSTROPHES = (0x27, 0x2019)
 _TABLE_BITS = 20
@@ -19,25 +15,12 @@ _MAX_ENTRIES = 1 << 19
 _WHOLE = (0,)
 
 
-def words(texts: "Texts", splitter: Splitter) -> Words:
-    """The words of all texts."""
-    match splitter:
-        case "whitespace":
-            return whitespace(texts)
-        case "unicode":
-            return unicode(texts)
-        case "datatrove":
-            return datatrove(texts)
-        case _:
-            assert_never(splitter)
-
-
-def whitespace(texts: "Texts") -> Words:
+def whitespace(texts: Buffer) -> Words:
     """What stands between white space, as str.split finds it."""
     return _runs(texts, (texts.kinds & alphabet.SPACE) == 0)
 
 
-def unicode(texts: "Texts") -> Words:
+def unicode(texts: Buffer) -> Words:
     """Letters, marks, digits and underscores in a row; an apostrophe between two letters joins them.
 
     In scripts without spaces every character is a word.
@@ -61,19 +44,18 @@ def unicode(texts: "Texts") -> Words:
     return Words(texts, starts, ends, word)
 
 
-def _runs(texts: "Texts", flags: np.ndarray) -> Words:
+def _runs(texts: Buffer, flags: np.ndarray) -> Words:
     """The bytes in a row whose flags are set."""
     edges = np.flatnonzero(flags[1:] != flags[:-1])
     edges += 1
     return Words(texts, edges[0::2].copy(), edges[1::2].copy(), flags)
 
 
-def datatrove(texts: "Texts") -> Words:
+def datatrove(chunks: Words) -> Words:
     """The English words that datatrove counts, punctuation among them; see `english`.
 
-    Each different string between white space is cut once, and remembered for the batches that follow.
+    Each different string between white space, one of `chunks`, is cut once, and remembered for later batches.
     """
-    chunks = texts.words("whitespace")
     cuts = _cuts()
     entries = cuts.find(chunks)
     counts, first = cuts.counts[entries], cuts.first[entries]
@@ -83,7 +65,7 @@ def datatrove(texts: "Texts") -> Words:
     starts = np.repeat(chunks.starts, counts) + cuts.offsets[np.repeat(first, counts) + within]
     stops = np.append(starts[1:], 0)[: len(starts)]
     stops[ends - 1] = chunks.ends
-    return Words(texts, starts, stops, chunks.inside)
+    return Words(chunks.texts, starts, stops, chunks.inside)
 
 
 class _Cuts:

@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.stages import alphabet
-from data_pipelines.stages.ranges import Ranks, group
+from data_pipelines.stages.ranges import group
+from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 
 # Characters on which the rules turn, more often than chance would have them.

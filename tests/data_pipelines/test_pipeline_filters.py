@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 
 from data_pipelines import stages
-from data_pipelines.stages.words import ngram_hashes, word_hashes
 from slmjax.config import (
     CharacterFilterConfig,
     LengthFilterConfig,
@@ -118,13 +117,6 @@ def test_thresholds_do_not_change_what_is_measured():
     loose, tight = LineFilterConfig(max_line_chars=1000), LineFilterConfig(max_line_chars=10)
     assert stages.measured_fields(loose) == stages.measured_fields(tight)
     assert stages.measured_fields(loose) != stages.measured_fields(LineFilterConfig(long_line_chars=5))
-
-
-def test_word_hashes_are_the_same_everywhere():
-    # Written out: a change would silently make signatures and resumed runs disagree.
-    assert word_hashes(["python"]).tolist() == [12810737210631960232]
-    assert len(ngram_hashes(word_hashes(["a", "b"]), 5)) == 1
-    assert len(ngram_hashes(word_hashes([]), 5)) == 0
 
 
 def test_empty_and_blank_texts_are_measured():
