@@ -1,4 +1,4 @@
-"""What the two kernels of the split backward share: tilings, bounds and order of blocks, loads, softmax weights."""
+"""What the two kernels of the split backward share: tilings, lists of work, fences, softmax weights."""
 
 import dataclasses
 import functools
@@ -28,9 +28,6 @@ WORK_FIELDS = 32  # of a tile in the list of work: 128 bytes, the least that TMA
 
 _L2_BYTES = 24 << 20  # of what blocks stream at one time, of the 50 MB of second-level cache
 
-# jax 0.10 wants an index beside the reference, jax 0.11 deprecates it.
-_NO_INDEX = ((),) if jax.__version_info__ < (0, 11) else ()
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PassTiling:
@@ -56,11 +53,6 @@ class PassTiling:
                 "PassTiling: expected a tile of 64 or 128, one or two warpgroups, and a stage, two with lookahead, "
                 f"got {self}"
             )
-
-
-def load(ref, layout) -> jax.Array:
-    """A vector or matrix in shared or global memory, as registers."""
-    return plgpu.load(ref, *_NO_INDEX, layout=layout, optimized=False)
 
 
 def fence_reads() -> None:
