@@ -183,7 +183,7 @@ def test_of_very_large_clusters_the_last_documents_are_remembered(tmp_path, monk
 @settings(deadline=None, max_examples=60)
 @given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.floats(0, 1))
 def test_similarity_is_that_of_sets(one, other, at_least):
-    a, b = (np.array(sorted(values), np.uint64) for values in (one, other))
+    a, b = (np.array(sorted(values), np.uint32) for values in (one, other))
     if not one and not other:
         return
     expected = len(one & other) / len(one | other)
@@ -196,7 +196,7 @@ def test_similarity_is_that_of_sets(one, other, at_least):
 @given(st.text(max_size=20), st.integers(0, 3), st.integers(0, 40))
 def test_members_are_unpacked_as_they_were_packed(name, num_bands, num_ngrams):
     content = members.Content(
-        name.encode(), np.arange(num_bands, dtype=np.uint64), np.arange(num_ngrams, dtype=np.uint64) << np.uint64(9)
+        name.encode(), np.arange(num_bands, dtype=np.uint64), np.arange(num_ngrams, dtype=np.uint32) << np.uint32(9)
     )
     again = members.Content.unpack(content.pack(), num_bands)
     assert again.id == content.id
