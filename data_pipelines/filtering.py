@@ -134,7 +134,8 @@ def _filter_shard(work: ShardWork) -> list[tasks.Done]:
     num_bytes: dict[str, int] = defaultdict(int)
     with contextlib.ExitStack() as stack:
         writers: dict[str, pq.ParquetWriter] = {}
-        for batch in read_batches(shard_path(work.root, work.shard)):
+        columns = None if _TEXT in pending else ["id", "bytes", "text"]
+        for batch in read_batches(shard_path(work.root, work.shard), columns):
             for step, table in _filter_batch(work.filters, batch, pending, seconds).items():
                 started = time.monotonic()
                 if step not in writers:
