@@ -18,6 +18,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from slmjax.kernels.hopper.attention_backward_pieces import fence_reads
 from slmjax.kernels.hopper.warpgroups import (
     CONSUMER_REGISTERS,
     FIRST_NAMED_BARRIER,
@@ -210,6 +211,7 @@ def attention_backward_fused(
                         return p_RM.astype(dtype), ds_RM.astype(dtype)
 
                     p_RM, ds_RM = pl.run_scoped(scores, plgpu.WGMMAAccumulatorRef((ROWS, M), jnp.float32))
+                    fence_reads()  # of what belongs to the queries, which the next copies overwrite
                     ds_smem[buffer, own] = ds_RM
                     plgpu.commit_smem()
                     plgpu.wgmma(dv_acc, p_RM, dout_smem.at[slot])
