@@ -6,7 +6,7 @@
 For each target and shape forward and backward are compiled for one device with the tiling of that device, bfloat16,
 causal: once with ranges known in advance, once with ranges that follow the batch. VMEM is what the compiler says each
 kernel uses, next to what it was granted. A schedule is the number of instruction bundles of one step of the grid, where
-no key is masked | where some are; a bundle takes a cycle or, where a unit is busy, more.
+no key is masked / where some are; a bundle takes a cycle or, where a unit is busy, more.
 """
 
 import argparse
@@ -71,14 +71,14 @@ def vmem(compiled):
 
 
 def schedules(directory: Path):
-    """Returns "interior|edge" bundles of each kernel, the two longest pieces of straight code in it; empties it."""
+    """Returns "interior / edge" bundles of each kernel, the two longest pieces of straight code in it; empties it."""
     lengths = {}
     for path in directory.glob("*tpu_attention_*-final_bundles.txt"):
         if "schedule-analysis" in path.name:
             continue
         marks = [int(mark, 16) for mark in re.findall(r"^ *(0x[0-9a-f]+) *(?:LB|PF|LH|LE|PB):", path.read_text(), re.M)]
         longest = sorted(b - a for a, b in itertools.pairwise(marks))[-2:]
-        lengths["forward" if "forward" in path.name else "backward"] = "|".join(map(str, longest))
+        lengths["forward" if "forward" in path.name else "backward"] = " / ".join(map(str, longest))
     for path in directory.iterdir():
         path.unlink()
     return lengths.get("forward", ""), lengths.get("backward", "")
@@ -106,7 +106,7 @@ def main():
     for target, device_kind in TARGETS.items():
         for B, T, N, K, H in SHAPES:
             tiling = choose_tiling(device_kind=device_kind, head_dim=H, group=N // K, T=T, S=T)
-            for static in (True, False):
+            for static in (True,) if options.schedules else (True, False):
                 compiled, seconds = compile_gradients(target, tiling, (B, T, N, K, H), static=static)
                 tiles = ", ".join(f"{tile.q}x{tile.k}" for tile in (tiling.forward, tiling.backward))
                 temp = compiled.memory_analysis().temp_size_in_bytes / MIB
