@@ -3,7 +3,8 @@
 
 What stands between white space is cut from outside to inside: prefixes and suffixes as long as there are any, then at
 infixes; contractions and abbreviations are exceptions. Letters are those of str.isalpha, where spaCy has a list of
-scripts, and exceptions are not looked for across white space.
+scripts, exceptions are not looked for across white
+space, and strings of more than 2,048 characters are no addresses.
 """
 
 import functools
@@ -24,6 +25,8 @@ _UNITS = (
 _HYPHENS = "- – — -- --- —— ~".split()
 
 _DIGITS = frozenset(string.digits)
+_LONGEST_EXCEPTION, _LONGEST_SUFFIX = 16, 12
+_LONGEST_URL = 2048  # beyond, the search for a user's name takes its time
 
 _EMOTICONS = r"""
 :) :-) :)) :-)) :))) :-))) (: (-: =) (= :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) (; (-; :( :-( :(( :-((
@@ -154,59 +157,66 @@ class Rules:
     def _affixes(self, text: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
         before: list[str] = []
         after: list[str] = []
-        while text and text not in exceptions:
-            prefix = self._prefix(text)
-            if prefix and text[prefix:] in exceptions:
-                before.append(text[:prefix])
-                text = text[prefix:]
+        start, end = 0, len(text)  # of what is left between prefixes and suffixes
+
+        def is_exception(start: int, end: int) -> bool:
+            return 0 < end - start <= _LONGEST_EXCEPTION and text[start:end] in exceptions
+
+        while start < end and not is_exception(start, end):
+            prefix = self._prefix(text, start, end)
+            if prefix and is_exception(start + prefix, end):
+                before.append(text[start : start + prefix])
+                start += prefix
                 break
-            suffix = self._suffix(text[prefix:] if prefix else text)
-            if suffix and text[:-suffix] in exceptions:
-                after.append(text[-suffix:])
-                text = text[:-suffix]
+            suffix = self._suffix(text, start + prefix, end)
+            if suffix and is_exception(start, end - suffix):
+                after.append(text[end - suffix : end])
+                end -= suffix
                 break
             if not prefix and not suffix:
                 break
             if prefix:
-                before.append(text[:prefix])
+                before.append(text[start : start + prefix])
             if suffix:
-                after.append(text[len(text) - suffix :])
-            text = text[prefix : len(text) - suffix]
-        if text in exceptions:
-            before += exceptions[text]
-        elif text:
-            before += self._cut(text)
+                after.append(text[end - suffix : end])
+            start, end = start + prefix, end - suffix
+        if is_exception(start, end):
+            before += exceptions[text[start:end]]
+        elif start < end:
+            before += self._cut(text[start:end])
         return before + after[::-1]
 
-    def _prefix(self, text: str) -> int:
+    def _prefix(self, text: str, start: int, end: int) -> int:
         """Length of what is cut off at the start."""
-        first = text[0]
+        first = text[start]
         if first in self._prefixes:
             return 1
         if first == ".":
-            dots = len(text) - len(text.lstrip("."))
+            dots = next((i for i in range(start, end) if text[i] != "."), end) - start
             return dots if dots > 1 else 0
         if first == "+":
-            return 0 if text[1:2] in _DIGITS else 1
-        return next((len(name) for name in self._long_prefixes if text.startswith(name)), 0) if first in "UCA" else 0
+            return 0 if text[start + 1 : start + 2] in _DIGITS else 1
+        long = self._long_prefixes if first in "UCA" else ()
+        return next((len(name) for name in long if text.startswith(name, start, end)), 0)
 
-    def _suffix(self, text: str) -> int:
+    def _suffix(self, text: str, start: int, end: int) -> int:
         """Length of what is cut off at the end, the longest where there are several."""
-        last, previous = text[-1:], text[-2:-1]
+        tail = text[max(start, end - _LONGEST_SUFFIX) : end]
+        last, previous = tail[-1:], tail[-2:-1]
         if last in self._units and last not in self._suffixes:
             for unit in self._units[last]:
-                if text.endswith(unit) and text[-len(unit) - 1 : -len(unit)] in _DIGITS:
+                if tail.endswith(unit) and tail[-len(unit) - 1 : -len(unit)] in _DIGITS:
                     return len(unit)
         if last in self._suffixes:
-            return 2 if text.endswith("……") else 1
+            return 2 if tail.endswith("……") else 1
         if last == ".":
-            dots = len(text) - len(text.rstrip("."))
+            dots = end - next((i + 1 for i in range(end - 1, start - 1, -1) if text[i] != "."), start)
             if dots > 1:
                 return dots
             ends = (
                 previous in self._before_stop or previous.islower() or (previous.isalpha() and not previous.isupper())
             )
-            return 1 if ends or self._is_upper(text[-3:-1]) or (text[-3:-2] == "°" and previous in "FfCcKk") else 0
+            return 1 if ends or self._is_upper(tail[-3:-1]) or (tail[-3:-2] == "°" and previous in "FfCcKk") else 0
         if last == "+":
             return 1 if previous in _DIGITS else 0
         return 2 if last in ("s", "S") and previous in ("'", "’") else 0
@@ -218,7 +228,7 @@ class Rules:
         ascii_only = text.isascii()
         if text.isalnum() or (ascii_only and not self._may_cut(text)):
             return [text]
-        if "." in text and self._url(text):
+        if "." in text and len(text) <= _LONGEST_URL and self._url(text):
             return [text]
         pieces, position = [], 0
         for found in (self._ascii_infixes if ascii_only else self._infixes).finditer(text):
