@@ -69,7 +69,7 @@ def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta
     scratch = [pltpu.VMEM((H, size), jnp.float32) for size in (lanes, S, S)]
     steps = B * K * groups * schedule.expected
     return pl.pallas_call(
-        functools.partial(_kernel, problem, schedule),
+        functools.partial(_kernel, problem, schedule.row_stride),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(B, K, groups, schedule.num_steps),
@@ -107,7 +107,7 @@ def _piece(problem, schedule, q_BNHT, k_BKHS, v_BKHS, dout_BNHT, lse_BUGT, delta
 
 def _kernel(
     problem,
-    schedule,
+    row_stride,
     steps_ref,
     ranges_ref,
     q_ref,
@@ -121,7 +121,7 @@ def _kernel(
     *dq_before_refs, dq_ref, dk_ref, dv_ref, dq_sum_ref, dk_sum_ref, dv_sum_ref = refs
     heads, _, q_tile = q_ref.shape
     k_tile = k_ref.shape[1]
-    step = current_step(schedule, steps_ref)
+    step = current_step(row_stride, steps_ref)
     group, s = pl.program_id(2), pl.program_id(3)
 
     @pl.when((group == 0) & (s == 0))

@@ -51,7 +51,7 @@ def forward(
     scratch = [pltpu.VMEM((1, lanes), jnp.float32), pltpu.VMEM((H + _SUM_ROWS, lanes), jnp.float32)]
     steps = B * K * groups * schedule.expected
     return pl.pallas_call(
-        functools.partial(_kernel, problem, schedule),
+        functools.partial(_kernel, problem, schedule.row_stride),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, groups, schedule.num_steps),
@@ -81,10 +81,10 @@ def forward(
 
 
 def _kernel(
-    problem, schedule, steps_ref, sinks_ref, ranges_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, peak_ref, sum_ref
+    problem, row_stride, steps_ref, sinks_ref, ranges_ref, q_ref, k_ref, v_ref, out_ref, lse_ref, peak_ref, sum_ref
 ):
     heads, H, q_tile = q_ref.shape
-    step = current_step(schedule, steps_ref)
+    step = current_step(row_stride, steps_ref)
     first_head = (pl.program_id(1) * pl.num_programs(2) + pl.program_id(2)) * heads
 
     @pl.when(step & BEGIN != 0)

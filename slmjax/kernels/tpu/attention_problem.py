@@ -71,9 +71,9 @@ def join_rows(ref_GT):
     return jnp.concatenate([ref_GT[head : head + 1] for head in range(ref_GT.shape[0])], axis=-1)
 
 
-def current_step(schedule: Schedule, steps_ref):
-    """Returns the step of the list that the kernel is at."""
-    return steps_ref[schedule.row_offset(pl.program_id(0)) + pl.program_id(3)]
+def current_step(row_stride: int, steps_ref):
+    """Returns the step of the schedule that the kernel is at."""
+    return steps_ref[pl.program_id(0) * row_stride + pl.program_id(3)]
 
 
 def block_specs(schedule: Schedule, *, heads: int, groups: int, head_dim: int, q_tile: int, k_tile: int):
@@ -85,7 +85,7 @@ def block_specs(schedule: Schedule, *, heads: int, groups: int, head_dim: int, q
 
     def at(tile_of, position):
         def index_map(b, kv_head, group, s, steps_ref, *_):
-            step = steps_ref[schedule.row_offset(b) + s]
+            step = steps_ref[b * schedule.row_stride + s]
             return position(b, kv_head, kv_head * groups + group, tile_of(step))
 
         return index_map

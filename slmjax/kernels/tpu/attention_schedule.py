@@ -47,9 +47,10 @@ class Schedule:
         """The size of the grid along the list; idle steps follow where a row has fewer."""
         return self.stride if self.longest is None else self.longest
 
-    def row_offset(self, row):
-        """Returns where the steps of `row` begin."""
-        return 0 if self.ranges_X2T.shape[0] == 1 else row * self.stride
+    @property
+    def row_stride(self) -> int:
+        """How far apart the lists of two rows of the batch begin: 0 if they share one."""
+        return 0 if self.ranges_X2T.shape[0] == 1 else self.stride
 
 
 def q_tile_of(step):
