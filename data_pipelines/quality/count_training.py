@@ -13,7 +13,7 @@ from data_pipelines.quality.importance import count_buckets, divergence, importa
 from data_pipelines.quality.linear import LinearModel
 from data_pipelines.quality.ngram_model import NgramCounter, NgramModel, shuffled
 from slmjax.config import QualityTrainingConfig, TrainImportanceConfig, TrainNgramModelConfig
-from slmjax.config.pipeline import TextSourceConfig
+from slmjax.config.sources import TextSourceConfig
 
 # Held-out texts are in memory; those beyond this are counted with the others.
 _HELD_OUT_BYTES = 16 << 20

@@ -16,7 +16,7 @@ from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.readers.sources import read_documents
 from data_pipelines.stages.normalise import normalise
 from slmjax.config import NormaliseConfig, PreferenceFilesSourceConfig, ScoredFilesSourceConfig
-from slmjax.config.pipeline import TextSourceConfig
+from slmjax.config.sources import TextSourceConfig
 
 _GROUP_BYTES = 1 << 20
 

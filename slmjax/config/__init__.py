@@ -54,13 +54,9 @@ from slmjax.config.optim import (
     WSDScheduleConfig,
 )
 from slmjax.config.pipeline import (
-    ConversationFilesSourceConfig,
     ExistingTokenizerConfig,
-    FilesSourceConfig,
     NormaliseConfig,
     PipelineConfig,
-    PythonFunctionsSourceConfig,
-    PythonLibrarySourceConfig,
     SplitConfig,
     TrainTokenizerConfig,
 )
@@ -97,6 +93,12 @@ from slmjax.config.run import (
     TokenSourceConfig,
     TrackingConfig,
     WandbConfig,
+)
+from slmjax.config.sources import (
+    ConversationFilesSourceConfig,
+    FilesSourceConfig,
+    PythonFunctionsSourceConfig,
+    PythonLibrarySourceConfig,
 )
 
 __all__ = [

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Literal
 
 from slmjax.config.check import not_negative, positive, require
-from slmjax.config.pipeline import NormaliseConfig, TextSourceConfig
+from slmjax.config.pipeline import NormaliseConfig
+from slmjax.config.sources import TextSourceConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
