@@ -44,7 +44,7 @@ $(VENV)/.installed-run: pyproject.toml constraints.txt launch/install.sh
 	launch/install.sh data
 	touch $@
 
-# Has everything that a run needs, so a quickstart after it installs nothing.
+# Has everything that a run and the tests of optional parts need, so a quickstart after it installs nothing.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt launch/install.sh
-	launch/install.sh data,dev
+	launch/install.sh data,dev,hub,ray,tokenizers,warc
 	touch $(VENV)/.installed-run $@
