@@ -24,7 +24,7 @@ VERBS = ("data", "train", "eval", "sample", "chat", "report", "show")
 @pytest.fixture
 def slmjax(monkeypatch, capsys):
     """Runs the command line in this process; returns status, stdout and stderr."""
-    monkeypatch.setattr(cli, "_start_jax", lambda: None)
+    monkeypatch.setattr(cli, "start_jax", lambda: None)
     monkeypatch.setattr(logging.Logger, "setLevel", lambda *_: None)
 
     def slmjax(*arguments):
@@ -246,5 +246,5 @@ def test_the_compilation_cache_is_on(monkeypatch, chosen):
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     if chosen is not None:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", chosen)
-    cli._start_jax()
+    cli.start_jax()
     assert settings.get("jax_compilation_cache_dir") == (None if chosen else "/cache/slmjax/xla")

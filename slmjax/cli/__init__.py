@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
-INTERRUPTED = 75  # EX_TEMPFAIL: stopped by a signal, saved; the same command goes on
+from slmjax.cli import data as data_verbs
+from slmjax.cli.options import INTERRUPTED, Files, Overrides, Step, load, load_run, start_jax
 
 app = typer.Typer(
     help="Train small language models from scratch in JAX. SLMJAX_TRACEBACK=1 shows where an error comes from.",
@@ -21,28 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class _DataGroup(typer.core.TyperGroup):
-    """`slmjax data CONFIG.gin` means `slmjax data run CONFIG.gin`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-data_app = typer.Typer(
-    cls=_DataGroup,
-    help="Turn raw text into a tokenizer and token stores: slmjax data CONFIG.gin [--set BINDING]. Also: train quality "
-    "models, score documents, show what a run will see.",
-    no_args_is_help=True,
-)
-app.add_typer(data_app, name="data")
-
-Files = Annotated[list[Path], typer.Argument(help="Gin files; later ones win.", metavar="CONFIG.gin")]
-Overrides = Annotated[list[str], typer.Option("--set", help="Name.field=value, after the files.", metavar="BINDING")]
-Step = Annotated[int | None, typer.Option(help="Checkpoint to use; the newest good one if not given.")]
+app.add_typer(data_verbs.app, name="data")
 
 
 def main() -> None:
@@ -59,69 +38,11 @@ def main() -> None:
         sys.exit(1)
 
 
-@data_app.command("run")
-def run_pipeline(files: Files, overrides: Overrides = []) -> None:  # noqa: B006 -- typer copies it
-    """Turn raw text into a tokenizer and token stores (PipelineConfig); `slmjax data CONFIG.gin` does, too."""
-    from data_pipelines.run import run
-    from slmjax.config import PipelineConfig
-
-    run(_load(files, overrides, root=PipelineConfig).config)
-
-
-@data_app.command()
-def mix(
-    files: Files,
-    overrides: Overrides = [],  # noqa: B006
-    preview: Annotated[bool, typer.Option("--preview", help="Print stages, sources, tokens and epochs.")] = False,
-) -> None:
-    """Check the mixture of a RunConfig: status 1 where a source is repeated beyond its cap. Uses no device."""
-    from slmjax.data.exposure import exposure, require_epochs, spell_exposure
-    from slmjax.data.sources import open_mixture
-    from slmjax.data.tokenizer import Tokenizer
-
-    run = _load_run(files, overrides).config
-    mixed = open_mixture(run.input, seed=run.seed, tokenizer_sha256=Tokenizer.load(run.input.tokenizer).sha256)
-    stages = exposure(mixed, run.input, steps=run.steps)
-    if preview:
-        print(spell_exposure(stages))
-    require_epochs(stages)
-
-
-@data_app.command()
-def score(
-    files: Files,
-    documents: Annotated[
-        Path, typer.Option(help="Directory of parquet files with id and text: a pipeline's documents/.")
-    ],
-    output: Annotated[Path, typer.Option(help="Directory for the scores, which ScoreFilesConfig reads.")],
-    overrides: Overrides = [],  # noqa: B006
-    step: Step = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows at one time; the evaluation's if not given.")] = None,
-) -> None:
-    """Score documents by their likelihood under a trained run (RunConfig): loss a token, bits per byte."""
-    loaded = _load_run(files, overrides)
-    _start_jax()
-    from data_pipelines.quality.score_files import score_files
-    from slmjax.evaluate.documents import DocumentScorer
-
-    scorer = DocumentScorer(loaded.config, step=step, batch_size=batch_size)
-    score_files(documents, output, scorer.score, identity=scorer.identity)
-
-
-@data_app.command()
-def train_quality(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
-    """Train a model that gives documents a score (QualityTrainingConfig)."""
-    from data_pipelines.quality.training import train
-    from slmjax.config import QualityTrainingConfig
-
-    train(_load(files, overrides, root=QualityTrainingConfig).config)
-
-
 @app.command()
 def train(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
     """Train, or go on with, the run that a RunConfig describes; status 75 if a signal stopped it."""
-    loaded = _load_run(files, overrides)
-    _start_jax()
+    loaded = load_run(files, overrides)
+    start_jax()
     from slmjax.config.resolved import to_json
     from slmjax.train.loop import train
 
@@ -140,8 +61,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a trained run on its evaluation sets; writes <output_dir>/evaluation.json."""
-    loaded = _load_run(files, overrides)
-    _start_jax()
+    loaded = load_run(files, overrides)
+    start_jax()
     from slmjax.evaluate.run import evaluate_run
 
     evaluate_run(loaded.config, step=step, baselines_dir=baselines)
@@ -157,8 +78,8 @@ def sample(
     step: Step = None,
 ) -> None:
     """Generate text from a trained run; prints it and appends to <output_dir>/samples.jsonl."""
-    loaded = _load_run(files, overrides)
-    _start_jax()
+    loaded = load_run(files, overrides)
+    start_jax()
     from slmjax.generate.sample import sample
 
     sample(loaded.config, prompt or [""], instruct=instruct, seed=seed, step=step)
@@ -167,8 +88,8 @@ def sample(
 @app.command()
 def chat(files: Files, overrides: Overrides = [], seed: int = 0, step: Step = None) -> None:  # noqa: B006
     """Talk to an instruction-tuned run on the terminal."""
-    loaded = _load_run(files, overrides)
-    _start_jax()
+    loaded = load_run(files, overrides)
+    start_jax()
     from slmjax.generate.chat import chat
 
     chat(loaded.config, seed=seed, step=step)
@@ -196,7 +117,7 @@ def show(
     from slmjax.config import ModelConfig, RunConfig
     from slmjax.config.resolved import to_json
 
-    loaded = _load(files, overrides)
+    loaded = load(files, overrides)
     if as_json:
         print(json.dumps(to_json(loaded.config), indent=1))
         return
@@ -233,28 +154,3 @@ def _summary_of_run(run: Any) -> str:
             f"# training compute  {flops * tokens:.3g} FLOPs",
         )
     )
-
-
-def _load(files: list[Path], overrides: list[str], root: type | None = None):
-    from slmjax.gin_loader import load
-
-    return load(files, overrides, root=root)
-
-
-def _load_run(files: list[Path], overrides: list[str]):
-    from slmjax.config import RunConfig
-
-    return _load(files, overrides, root=RunConfig)
-
-
-def _start_jax() -> None:
-    """Joins the other processes of the run, and turns the persistent compilation cache on."""
-    import jax
-
-    from slmjax.parallel.distributed import initialise
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache) / "slmjax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-    initialise()
