@@ -19,6 +19,7 @@ VERBS = {"train", "generate", "evaluate", "report"}
 ALLOWED = {
     "axes": set(),
     "config": set(),
+    "page": set(),
     "gin_loader": {"config"},
     "kernels": set(),
     "ops": BASE | {"kernels"},
@@ -26,11 +27,11 @@ ALLOWED = {
     "optim": BASE | {"ops"},
     "data": BASE,
     "parallel": BASE,
-    "data_pipelines": BASE | {"data"},
+    "data_pipelines": BASE | {"page", "data"},
     "train": LIBRARY | VERBS,
     "generate": LIBRARY | VERBS,
     "evaluate": LIBRARY | VERBS,
-    "report": LIBRARY | VERBS,
+    "report": LIBRARY | VERBS | {"page"},
     "cli": LIBRARY | VERBS | {"gin_loader", "data_pipelines"},
     "__main__": {"cli"},
 }
@@ -48,6 +49,7 @@ SINGLE_IMPORTERS = {
 THIRD_PARTY = {
     "axes": set(),
     "config": set(),
+    "page": set(),
     "ops": {"jax", "numpy"},
     "model": {"jax", "numpy", "flax"},
     "optim": {"jax", "numpy", "optax"},

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from slmjax.report import page
-from slmjax.report.page import Html, element, joined
+from slmjax import page
+from slmjax.page import Html, element, joined
 from slmjax.report.read import DataRecord
 
 

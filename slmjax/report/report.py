@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from slmjax import model
+from slmjax import model, page
 from slmjax.config import RunConfig
 from slmjax.config.resolved import from_json
-from slmjax.report import page
+from slmjax.page import Html, element, joined, number
 from slmjax.report.funnel import funnel_section
-from slmjax.report.page import Html, element, joined, number
 from slmjax.report.plots import COLOURS, Line, line_plot, smooth, thin
 from slmjax.report.read import RunRecord, Series, read_data, read_run
 

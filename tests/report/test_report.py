@@ -8,7 +8,7 @@ import pytest
 
 from slmjax import config as c
 from slmjax.config.resolved import to_json
-from slmjax.report.page import number
+from slmjax.page import number
 from slmjax.report.plots import COLOURS, Line, line_plot, smooth, thin
 from slmjax.report.read import Series, read_run
 from slmjax.report.report import write_report

@@ -104,11 +104,12 @@ def bar(share: float) -> Html:
     return element("span", class_="bar", style=f"width: {8 * min(max(share, 0.0), 1.0):.2f}em")
 
 
-def document(title: str, body: Any) -> str:
-    """Returns the whole page. Nothing in it is loaded from elsewhere."""
+def document(title: str, body: Any, *, style: str = "") -> str:
+    """Returns the whole page. Nothing in it is loaded from elsewhere, and no script runs, whatever a text holds."""
     head = Html(
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"{element('title', title)}<style>{_STYLE}</style>"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"{element('title', title)}<style>{_STYLE}{style}</style>"
     )
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{escape(body)}\n</body></html>\n'
 
