@@ -38,6 +38,11 @@ class TokeniseTask(tasks.Task):
     tokenizer_sha256: str
     conversations: bool
 
+    @property
+    def extent(self) -> tasks.Extent:
+        """The shard."""
+        return tasks.Extent(self.shard.bytes, self.shard.documents)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoreTask(tasks.Task):
@@ -66,7 +71,10 @@ def _tokens_path(root: Path, shard: Shard) -> Path:
 
 
 def tokenise_shard(task: TokeniseTask) -> tasks.Done:
-    """Writes ids (with bos and eos), learned bytes, side and, for conversations, weights of a shard's documents."""
+    """Writes ids (with bos and eos), learned bytes, side and, for conversations, weights of a shard's documents.
+
+    The result counts the tokens of each side.
+    """
     started = time.monotonic()
     output = _tokens_path(task.root, task.shard)
     tokenizer = _load(task.tokenizer, task.tokenizer_sha256)
@@ -79,6 +87,7 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
     ]
     schema = pa.schema([*fields, ("weights", pa.list_(pa.uint8()))] if task.conversations else fields)
     num_bytes = 0
+    tokens = {"train": 0, "held_out": 0}
     with parquet_writer(output, schema) as writer:
         for batch in read_batches(documents_path(task.root, task.shard)):
             sizes = learned = batch.column("bytes")
@@ -94,7 +103,9 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
             columns = [_lists(ids, token_type), sizes, learned, batch.column("held_out"), *weight_columns]
             writer.write_batch(pa.record_batch(columns, schema=schema))
             num_bytes += sum(sizes.to_pylist())
-    return tasks.finish(task, [output], {"bytes": num_bytes}, started=started)
+            for document, held_out in zip(ids, batch.column("held_out").to_pylist(), strict=True):
+                tokens["held_out" if held_out else "train"] += len(document)
+    return tasks.finish(task, [output], {"bytes": num_bytes, "tokens": tokens}, started=started)
 
 
 @functools.lru_cache(maxsize=1)
