@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,19 @@ from data_pipelines import stages, tasks
 from data_pipelines.documents import Shard, column, parquet_writer, read_batches
 from data_pipelines.quality import scorers
 from data_pipelines.reading import shard_path
+from data_pipelines.stages import conversation
 from data_pipelines.verdicts import Verdicts, verdicts_path
+from slmjax.config import ConversationFilterConfig
+
+# Stages that are measured by themselves, not together with the filters.
+AloneConfig = scorers.QualityStageConfig | ConversationFilterConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeasureTask(tasks.Task):
     """Measures the attributes of one stage for one shard."""
 
-    stage: stages.StageConfig | scorers.QualityStageConfig
+    stage: AloneConfig
     shard: Shard
 
 
@@ -29,15 +35,23 @@ def measure_path(root: Path, step: str, shard: Shard) -> Path:
     return root / "work" / "attributes" / step / f"{shard.name}.parquet"
 
 
+def measured_content(stage: AloneConfig) -> dict[str, Any]:
+    """What the attributes of a stage depend on besides the documents."""
+    if isinstance(stage, ConversationFilterConfig):
+        return stages.measured_fields(stage)
+    return scorers.measured_content(stage)
+
+
 def measure_shard(task: MeasureTask) -> tasks.Done:
     """Writes the attributes of a shard, a row for each document."""
     started = time.monotonic()
     output = measure_path(task.root, task.step, task.shard)
-    if isinstance(task.stage, scorers.QualityStageConfig):
-        measure = functools.partial(scorers.measure, task.stage, shard_name=task.shard.name)
+    if isinstance(task.stage, ConversationFilterConfig):
+        measure, columns = functools.partial(conversation.measure, task.stage), ["id", "messages"]
     else:
-        measure = functools.partial(stages.measure, task.stage)
-    batches = map(measure, read_batches(shard_path(task.root, task.shard), ["id", "text"]))
+        measure = functools.partial(scorers.measure, task.stage, shard_name=task.shard.name)
+        columns = ["id", "text"]
+    batches = map(measure, read_batches(shard_path(task.root, task.shard), columns))
     first = next(batches)
     with parquet_writer(output, first.schema) as writer:
         writer.write_batch(first)

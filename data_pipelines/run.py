@@ -163,7 +163,7 @@ class _Run:
                 measured: list[tasks.Done] = []
                 if name in together:
                     measured = filtered.attributes[name]
-                elif isinstance(stage, scorers.QualityStageConfig):
+                elif isinstance(stage, measuring.AloneConfig):
                     planned = self.measurements(name, stage, shards, hashes)
                     measured = tasks.run_tasks(self.engine, measuring.measure_shard, planned, advance=step.advance)
                 attributes[name] = [list(done.outputs.values()) for done in measured]
@@ -196,12 +196,12 @@ class _Run:
     def measurements(
         self,
         name: str,
-        stage: scorers.QualityStageConfig,
+        stage: measuring.AloneConfig,
         shards: list[Shard],
         hashes: dict[str, str],
     ) -> list[measuring.MeasureTask]:
         """The tasks that measure the attributes of a stage by itself."""
-        measured = scorers.measured_content(stage)
+        measured = measuring.measured_content(stage)
         return [
             measuring.MeasureTask(
                 root=self.root,

@@ -19,7 +19,13 @@ from gin import config_parser
 from slmjax import config as configs
 from slmjax.config.typed import CLASSES, ConfigError, FieldError, build
 
-_ROOTS = (configs.RunConfig, configs.PipelineConfig, configs.QualityTrainingConfig)
+_ROOTS = (
+    configs.RunConfig,
+    configs.PipelineConfig,
+    configs.QualityTrainingConfig,
+    configs.InfluenceConfig,
+    configs.DiversityConfig,
+)
 
 
 class _BuildError(ConfigError):

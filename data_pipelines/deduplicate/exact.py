@@ -10,7 +10,7 @@ from data_pipelines import tasks
 from data_pipelines.deduplicate import buckets
 from data_pipelines.deduplicate.corpus import GlobalStep, Phases, PhaseTask
 from data_pipelines.deduplicate.survivors import preferences
-from data_pipelines.documents import column
+from data_pipelines.documents import column, read_batches
 from data_pipelines.measuring import finish_verdicts
 from data_pipelines.stages import exact
 from data_pipelines.verdicts import Verdicts
@@ -92,7 +92,7 @@ def write_verdicts(task: PhaseTask) -> tasks.Done:
     lost = read_losses(task)
     for i in np.flatnonzero(np.isin(rows[best], list(lost))):  # and with the best of a part all others
         originals[rows[i]] = lost[int(rows[best[i]])]
-    rule = "duplicate_id" if task.config.by == "id" else "duplicate"
+    rule = "duplicate" if task.config.by == "text" else f"duplicate_{task.config.by}"
     rules = np.array(["" if original is None else rule for original in originals], object)
     verdicts = Verdicts.load(task.root, task.previous, task.part.shard).after(task.stage_name, rules, originals)
     return finish_verdicts(task, task.stage_name, task.part.shard, verdicts, started=started)
@@ -115,6 +115,8 @@ def _digests(task: PhaseTask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = task.living()
     if task.config.by == "id":
         digests = exact.digests(name.encode() for name in column(task.part.path, "id").to_pylist())
+    elif task.config.by == "question":
+        digests = pa.concat_arrays([*map(exact.questions, read_batches(task.part.path, ["messages"]))])
     else:
         (digests,) = task.attributes(["digest"])
     halves = exact.halves(digests)[rows]

@@ -38,6 +38,7 @@ from slmjax.config import (
     C4FilterConfig,
     C4ParagraphFilterConfig,
     CharacterFilterConfig,
+    ConversationFilterConfig,
     DecontaminationConfig,
     EncodedDataFilterConfig,
     ExactDedupConfig,
@@ -58,17 +59,20 @@ DedupConfig = ExactDedupConfig | NearDedupConfig
 # What `measure` knows. Decontamination is measured by its index, made before.
 StageConfig = FilterConfig | DedupConfig | contamination.IndexFile
 # Stages that bound what was measured.
-BoundedConfig = FilterConfig | DecontaminationConfig
+BoundedConfig = FilterConfig | ConversationFilterConfig | DecontaminationConfig
 
 
 def is_measured(config: object) -> TypeGuard[StageConfig]:
     """Whether a stage looks at texts one by one first."""
-    return isinstance(config, StageConfig) and not (isinstance(config, ExactDedupConfig) and config.by == "id")
+    return isinstance(config, StageConfig) and not (isinstance(config, ExactDedupConfig) and config.by != "text")
 
 
 def check_installed(configs: Iterable[object]) -> None:
     """Raises ValueError with the command to run where a package is absent that one of the stages needs."""
-    if any(isinstance(config, LanguageFilterConfig) for config in configs):
+    if any(
+        isinstance(config, LanguageFilterConfig) or (isinstance(config, ConversationFilterConfig) and config.languages)
+        for config in configs
+    ):
         language.check_installed()
 
 
@@ -130,7 +134,7 @@ def rewrite(config: RewriteConfig, texts: Texts) -> tuple[Texts, dict[str, pa.Ar
     return changed, {"bytes": pa.array(changed.ends - changed.starts), **counts}
 
 
-def measured_fields(config: StageConfig) -> dict[str, object]:
+def measured_fields(config: StageConfig | ConversationFilterConfig) -> dict[str, object]:
     """The fields that `measure` depends on: of filters all but the thresholds."""
     match config:
         case ExactDedupConfig():

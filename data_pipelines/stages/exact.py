@@ -28,6 +28,15 @@ def measure(texts: Texts) -> dict[str, pa.Array]:
     return {"digest": digests(part.translate(_SMALL, _WHITE_SPACE) for part in parts)}
 
 
+def questions(batch: pa.RecordBatch) -> pa.Array:
+    """The hash of the first user turn of each conversation."""
+    if "messages" not in batch.schema.names:
+        raise ValueError("by = 'question' needs conversations, here and in `against`; these documents have no messages")
+    lists = batch.column("messages").to_pylist()
+    first = [next((turn["content"] for turn in turns if turn["role"] == "user"), "") for turns in lists]
+    return measure(Texts.of(first))["digest"]
+
+
 def digests(contents: Iterable[bytes]) -> pa.Array:
     """The first half of SHA-256 of each."""
     halves = [hashlib.sha256(content).digest()[:16] for content in contents]

@@ -25,6 +25,12 @@ from slmjax.config.filters import (
     MathFilterConfig,
     RepetitionFilterConfig,
 )
+from slmjax.config.instruction import (
+    ConversationFilterConfig,
+    DiversityConfig,
+    InfluenceConfig,
+    TargetConfig,
+)
 from slmjax.config.model import (
     Activation,
     AttentionConfig,
@@ -113,8 +119,10 @@ __all__ = [
     "CheckpointConfig",
     "ConstantScheduleConfig",
     "ConversationFilesSourceConfig",
+    "ConversationFilterConfig",
     "CosineScheduleConfig",
     "DecontaminationConfig",
+    "DiversityConfig",
     "EncodedDataFilterConfig",
     "EvalSetConfig",
     "EvaluationConfig",
@@ -130,6 +138,7 @@ __all__ = [
     "GenerationConfig",
     "GopherFilterConfig",
     "GuardConfig",
+    "InfluenceConfig",
     "InitConfig",
     "InputConfig",
     "InverseSqrtScheduleConfig",
@@ -173,6 +182,7 @@ __all__ = [
     "ScoredFilesSourceConfig",
     "SplitConfig",
     "SubstringDedupConfig",
+    "TargetConfig",
     "TokenSourceConfig",
     "TrackingConfig",
     "TrainClassifierConfig",

@@ -16,14 +16,14 @@ class ExactDedupConfig:
     A pipeline with an id_field begins with a stage by = "id" of itself, `unique_ids`.
 
     Attributes:
-      by: what is compared.
+      by: what is compared; "question" is the first user turn of a conversation.
       survivor: which one: the first in the order of the corpus, the longest, or the "best", with the highest `score`.
         Between equals the first.
       score: "<stage>.<attribute>", such as "quality_filter.score", of an earlier stage; for survivor = "best".
       against: output directories of earlier pipelines, whose documents are kept rather than any of these.
     """
 
-    by: Literal["text", "id"] = "text"
+    by: Literal["text", "id", "question"] = "text"
     survivor: Literal["first", "longest", "best"] = "first"
     score: str | None = None
     against: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from slmjax.config.dedup import (
     SubstringDedupConfig,
 )
 from slmjax.config.filters import FilterConfig, MaskPersonalDataConfig, RewriteConfig
+from slmjax.config.instruction import ConversationFilterConfig
 from slmjax.config.quality import GeneratedFilesSourceConfig, QualityFilterConfig, QualitySampleConfig
 from slmjax.config.sources import ConversationSourceConfig, TextSourceConfig
 
@@ -79,7 +80,7 @@ class ExistingTokenizerConfig:
     path: str
 
 
-StageConfig = FilterConfig | CorpusStageConfig | QualityFilterConfig | QualitySampleConfig
+StageConfig = FilterConfig | ConversationFilterConfig | CorpusStageConfig | QualityFilterConfig | QualitySampleConfig
 
 _CUTTING = (PassageDedupConfig, SubstringDedupConfig)
 
@@ -123,6 +124,17 @@ class PipelineConfig:
         cutting = [type(stage).__name__ for stage in self.stages if isinstance(stage, _CUTTING)]
         require(
             not (self.conversations and cutting), self, f"{cutting} cut from texts, which would break conversations"
+        )
+        of_turns = [
+            type(stage).__name__
+            for stage in self.stages
+            if isinstance(stage, ConversationFilterConfig)
+            or (isinstance(stage, ExactDedupConfig) and stage.by == "question")
+        ]
+        require(
+            self.conversations or not of_turns,
+            self,
+            f"{of_turns} look at questions and answers, but sources has texts; take a source of conversations",
         )
         generated = [source.name for source in self.sources if isinstance(source, GeneratedFilesSourceConfig)]
         deduplicated = any(isinstance(stage, ExactDedupConfig | NearDedupConfig) for stage in self.stages)
