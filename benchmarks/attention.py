@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slmjax.kernels.hopper.attention import AttentionTiling, default_tiling, hopper_attention
+from slmjax.kernels.hopper.attention import hopper_attention
 from slmjax.kernels.hopper.attention_backward_fused import FusedTiling
 from slmjax.kernels.hopper.attention_forward import ForwardTiling
+from slmjax.kernels.hopper.attention_tiling import AttentionTiling, default_tiling
 from slmjax.ops.attention import AttentionMask
 from slmjax.ops.attention_reference import attention_reference
 from slmjax.ops.mask import ranges

@@ -45,6 +45,12 @@ def on_hopper() -> bool:
     return jax.default_backend() == "gpu" and jax.devices()[0].compute_capability == "9.0"
 
 
+def device_kind() -> str:
+    """Returns the kind of the devices of the mesh in use, or else of the default one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 @functools.cache
 def hopper_devices() -> Sequence[Any]:
     """Returns one H100 to compile for.

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from slmjax.config import MeshConfig
-from slmjax.kernels.hopper.attention import default_tiling, hopper_attention
+from slmjax.kernels.hopper.attention import hopper_attention
 from slmjax.kernels.hopper.attention_backward_fused import FusedTiling, attention_backward_fused
 from slmjax.kernels.hopper.attention_forward import ForwardTiling, attention_forward
+from slmjax.kernels.hopper.attention_tiling import default_tiling
 from slmjax.kernels.targets import compile_for, hopper_devices, on_hopper
 from slmjax.ops.attention import AttentionMask, attention
 from slmjax.ops.attention_reference import attention_reference

@@ -7,44 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from slmjax.kernels import targets
 from slmjax.kernels.hopper.attention_backward_fused import FusedTiling, attention_backward_fused
-from slmjax.kernels.hopper.attention_backward_split import (
-    SplitTiling,
-    attention_backward_split,
-    split_tilings,
-)
-from slmjax.kernels.hopper.attention_forward import ForwardTiling, attention_forward
+from slmjax.kernels.hopper.attention_backward_split import SplitTiling, attention_backward_split
+from slmjax.kernels.hopper.attention_forward import attention_forward
+from slmjax.kernels.hopper.attention_tiling import AttentionTiling, choose_tiling, mask_kind
 from slmjax.kernels.tiles import IntArray, pad_ranges
 
 # Lengths and widths are padded to multiples of these.
 _LENGTHS, _WIDTHS = 128, 16
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionTiling:
-    """Tilings of the two directions; that of the backward chooses its kernels, too."""
-
-    forward: ForwardTiling
-    backward: FusedTiling | SplitTiling
-
-
-def default_tiling(head_dim: int, *, heads_per_group: int, deterministic: bool = False) -> AttentionTiling:
-    """Returns the fastest tiling measured on an H200 by benchmarks/attention.py; above 128 one that fits, unmeasured.
-
-    The fused backward is built for head_dim 64 and 128 and sums dq in any order; the split one is for the others, and
-    where all has to be the same bit for bit every time.
-    """
-    if head_dim > 128:
-        forward = ForwardTiling(k_tile=64, stages=1)
-    elif head_dim <= 64 and heads_per_group > 2:
-        # Three consumers fit with narrow heads only. Over neighbouring queries they would wait for the diagonal's last.
-        forward = ForwardTiling(warpgroups=3, heads_together=True)
-    else:
-        forward = ForwardTiling()
-    if deterministic or head_dim not in (64, 128):
-        return AttentionTiling(forward=forward, backward=split_tilings(head_dim)[0])
-    fused = FusedTiling() if head_dim == 64 else FusedTiling(q_tile=64, ahead=False)
-    return AttentionTiling(forward=forward, backward=fused)
 
 
 def hopper_attention(
@@ -65,12 +36,19 @@ def hopper_attention(
     The mask, softcap and sinks mean what they do in `ops.attention`. X is 1, a mask for all rows, or B. bfloat16 or
     float16; head_dim up to 256. With `deterministic` gradients are the same bit for bit every time.
     """
-    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    T, N, H = q_BTNH.shape[1:]
+    kind = mask_kind(k_start_XT)
     k_start_XT, k_end_XT = pad_ranges(k_start_XT, k_end_XT, T + -T % _LENGTHS)
-    heads = q_BTNH.shape[2] // k_BSKH.shape[2]
     q_BTNH, k_BSKH, v_BSKH = _pad(q_BTNH), _pad(k_BSKH), _pad(v_BSKH)
     if tiling is None:
-        tiling = default_tiling(q_BTNH.shape[3], heads_per_group=heads, deterministic=deterministic)
+        tiling = choose_tiling(
+            device_kind=targets.device_kind(),
+            head_dim=q_BTNH.shape[3],
+            heads_per_group=N // k_BSKH.shape[2],
+            mask=kind,
+            length=k_BSKH.shape[1],
+            deterministic=deterministic,
+        )
     problem = _Problem(scale=scale, softcap=softcap, tiling=tiling)
     out_BTNH = jnp.asarray(_attend(problem, q_BTNH, k_BSKH, v_BSKH, sinks_N, k_start_XT, k_end_XT))
     return out_BTNH[:, :T, :, :H]

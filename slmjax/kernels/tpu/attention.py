@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from slmjax.kernels import targets
 from slmjax.kernels.tpu.attention_backward import backward
 from slmjax.kernels.tpu.attention_forward import forward
 from slmjax.kernels.tpu.attention_problem import Problem
@@ -66,7 +67,7 @@ def tpu_attention(
     _check(q_BTNH, k_BSKH, v_BSKH, k_start_XT, k_end_XT, sinks_N)
     (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
     tiling = tiling or choose_tiling(
-        device_kind=_device_kind(), head_dim=H, group=N // K, T=T, S=S, itemsize=q_BTNH.dtype.itemsize
+        device_kind=targets.device_kind(), head_dim=H, group=N // K, T=T, S=S, itemsize=q_BTNH.dtype.itemsize
     )
     _check_tiling(tiling, N // K, multiple=1 if interpret else LANES)
     problem = Problem(scale=scale, softcap=softcap, tiling=tiling, interpret=interpret)
@@ -178,12 +179,6 @@ def _vary_alike(arrays):
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(vary, arrays)
-
-
-def _device_kind():
-    """Returns the kind of the devices of the mesh in use, or else of the default one."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 def _check(q_BTNH, k_BSKH, v_BSKH, k_start_XT, k_end_XT, sinks_N):
