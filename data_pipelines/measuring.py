@@ -29,6 +29,11 @@ class MeasureTask(tasks.Task):
     stage: AloneConfig
     shard: Shard
 
+    @property
+    def extent(self) -> tasks.Extent:
+        """The shard."""
+        return tasks.Extent(self.shard.bytes, self.shard.documents)
+
 
 def measure_path(root: Path, step: str, shard: Shard) -> Path:
     """Where the attributes of a shard are."""
@@ -71,6 +76,11 @@ class DecideTask(tasks.Task):
     stage: stages.BoundedConfig
     shard: Shard
     previous: str | None
+
+    @property
+    def extent(self) -> tasks.Extent:
+        """The shard."""
+        return tasks.Extent(self.shard.bytes, self.shard.documents)
 
 
 def decide_shard(task: DecideTask) -> tasks.Done:

@@ -27,6 +27,11 @@ class ReadTask(tasks.Task):
     unit: tuple[InputFile, ...]
     shard_bytes: int
 
+    @property
+    def extent(self) -> tasks.Extent:
+        """The files, as they are on disk."""
+        return tasks.Extent(sum(file.size for file in self.unit))
+
 
 def shard_path(root: Path, shard: Shard) -> Path:
     """Where the documents of a shard are, as they were read or, in the directory "text", as stages left them."""
@@ -92,6 +97,7 @@ def read_unit(task: ReadTask) -> tasks.Done:
         "quarantined": dict(sorted(reasons.items())),
         "changes": dict(sorted(changes.items())),
         "bytes": sum(shard.bytes for shard in shards),
+        "documents": sum(shard.documents for shard in shards),
     }
     return tasks.finish(task, outputs, result, started=started)
 

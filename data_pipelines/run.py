@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import json
 import os
 import re
 import shutil
@@ -78,19 +79,23 @@ class _Run:
     engine: Engine
     reporter: Reporter
 
-    def all_steps(self) -> Manifest:
+    @property
+    def content(self) -> dict[str, Any]:
+        """The config as JSON, without what the output does not depend on."""
         content = to_json(self.config)
-        content = {name: content[name] for name in content if name not in ("output_dir", "num_workers", "worker_bytes")}
+        return {name: content[name] for name in content if name not in ("output_dir", "num_workers", "worker_bytes")}
+
+    def all_steps(self) -> Manifest:
         shards, hashes, funnel = self.read()
         shards, hashes, last, verdicts = self.filter(shards, hashes, funnel)
         hashes = self.select(shards, hashes, last, verdicts)
         tokenizer_path = self.tokenizer(shards, hashes)
         tokenizer = Tokenizer.load(tokenizer_path)
-        config_sha256 = tasks.sha256_of(content)
+        config_sha256 = tasks.sha256_of(self.content)
         return Manifest(
             format_version=FORMAT_VERSION,
             config_sha256=config_sha256,
-            config=content,
+            config=self.content,
             versions=tasks.versions(),
             tokenizer_sha256=tokenizer.sha256,
             vocab_size=tokenizer.vocab_size,
@@ -99,14 +104,23 @@ class _Run:
         )
 
     def step(self, name: str, function: Callable[[Any], tasks.Done], planned: Sequence[tasks.Task]) -> list[tasks.Done]:
-        with self.reporter.step(name, len(planned)) as step:
+        with self.reporter.step(name, len(planned), sum(task.extent.bytes for task in planned)) as step:
             done = tasks.run_tasks(self.engine, function, planned, advance=step.advance)
             step.note = _spelled(task.result.get("quarantined", {}) for task in done)
         return done
 
+    def write_plan(self) -> None:
+        """Writes work/plan.json, by which others understand what lies there, also before the run has finished."""
+        named = {name: to_json(stage) for name, stage in self.named_stages().items()}
+        text = json.dumps({"config": self.content, "stages": named}, indent=1) + "\n"
+        path = self.root / "work" / "plan.json"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            files.write_text(path, text)
+
     def read(self) -> tuple[list[Shard], dict[str, str], list[StepCounts]]:
         """Returns the shards, the sha256 of each by name, and the first rows of the funnel."""
         planned = reading.plan(self.config, self.root)
+        self.write_plan()
         done = self.step("read", reading.read_unit, planned)
         kept: dict[str, Count] = {source.name: Count() for source in self.config.sources}
         quarantined: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in kept}
@@ -149,7 +163,7 @@ class _Run:
         indices = decontaminate.make_indices(self.engine, self.reporter, self.root, named, self.config.normalise)
         together = {name: stage for name, stage in (named | indices).items() if stages.is_measured(stage)}
         rewrites = [name for name in together if isinstance(together[name], stages.RewriteConfig)]
-        with self.reporter.step("measure", len(read)) as step:
+        with self.reporter.step("measure", len(read), sum(shard.bytes for shard in read)) as step:
             filtered = filtering.measure(self.engine, step, self.root, together, read, read_hashes)
             step.note = filtering.rates(filtered)
         shards, hashes = (read, read_hashes) if rewrites else (filtered.shards, filtered.hashes)
@@ -159,7 +173,7 @@ class _Run:
         for name, stage in named.items():
             if rewrites and name == rewrites[-1]:
                 shards, hashes = filtered.shards, filtered.hashes
-            with self.reporter.step(name, len(shards)) as step:
+            with self.reporter.step(name, len(shards), sum(shard.bytes for shard in shards)) as step:
                 measured: list[tasks.Done] = []
                 if name in together:
                     measured = filtered.attributes[name]
@@ -238,7 +252,7 @@ class _Run:
                 )
                 for shard in shards
             ]
-            return tasks.run_tasks(self.engine, measuring.decide_shard, planned, advance=lambda done: None)
+            return tasks.run_tasks(self.engine, measuring.decide_shard, planned, advance=shown.advance)
         step = deduplicate.GlobalStep(
             root=self.root,
             engine=self.engine,

@@ -29,6 +29,11 @@ class SelectTask(tasks.Task):
     split: SplitConfig
     last: str | None
 
+    @property
+    def extent(self) -> tasks.Extent:
+        """The shard."""
+        return tasks.Extent(self.shard.bytes, self.shard.documents)
+
 
 def is_held_out(config: SplitConfig, key: str) -> bool:
     """Whether documents with this split key are held out."""

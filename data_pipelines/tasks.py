@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import slmjax
 from data_pipelines import files
@@ -17,6 +17,13 @@ from data_pipelines.engines import Engine
 from slmjax.config.resolved import to_json
 
 _LIBRARIES = ("ftfy", "numpy", "orjson", "py3langid", "pyarrow", "sentencepiece", "zstandard")
+
+
+class Extent(NamedTuple):
+    """How much a task goes through, which is what rates and the remaining time go by; 0 where that is not known."""
+
+    bytes: int = 0
+    documents: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,11 @@ class Task:
         """Path of the completion marker."""
         return self.root / "work" / "markers" / self.step / f"{self.name}.json"
 
+    @property
+    def extent(self) -> Extent:
+        """What it goes through."""
+        return Extent()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Done:
@@ -49,11 +61,13 @@ class Done:
       outputs: sha256 of each file, by its path relative to the task's root.
       result: what the task has to say about them, as JSON values.
       seconds: that it took; None when an earlier run had finished it.
+      extent: of the task.
     """
 
     outputs: dict[str, str]
     result: dict[str, Any]
     seconds: float | None
+    extent: Extent = Extent()
 
 
 def run_tasks(
@@ -90,7 +104,7 @@ def load_finished(task: Task) -> Done | None:
             if not path.is_file() or path.stat().st_size != output["bytes"]:
                 return None
         hashes = {name: output["sha256"] for name, output in marker["outputs"].items()}
-        return Done(outputs=hashes, result=marker["result"], seconds=None)
+        return Done(outputs=hashes, result=marker["result"], seconds=None, extent=task.extent)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # absent or damaged
         return None
 
@@ -103,7 +117,7 @@ def finish(task: Task, outputs: Iterable[Path], result: dict[str, Any], *, start
     }
     marker = {"fingerprint": task.fingerprint, "outputs": described, "result": result}
     files.write_text(task.marker, json.dumps(marker, indent=1) + "\n")
-    return Done(outputs=hashes, result=result, seconds=time.monotonic() - started)
+    return Done(outputs=hashes, result=result, seconds=time.monotonic() - started, extent=task.extent)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -123,6 +123,11 @@ class PhaseTask(tasks.Task):
     worker_bytes: int
 
     @property
+    def extent(self) -> tasks.Extent:
+        """The part; of buckets it is not known what they hold."""
+        return tasks.Extent(self.part.bytes, self.part.documents) if self.part else tasks.Extent()
+
+    @property
     def output(self) -> Path:
         """The file that passes on what the task found."""
         return self.root / "work" / self.step / f"{self.name}.bin"
@@ -215,8 +220,8 @@ class Phases:
     def verdicts(self, function: Function, *, inputs: Sequence[Phase]) -> list[tasks.Done]:
         """Runs the last phase, which writes the verdicts of every shard, and removes what the others passed on."""
         planned = self._verdict_tasks(inputs)
-        self._step.shown.phase("verdicts", len(planned))
-        done = tasks.run_tasks(self._step.engine, function, planned, advance=self._step.shown.advance_phase)
+        self._step.shown.phase("verdicts", planned)
+        done = tasks.run_tasks(self._step.engine, function, planned, advance=self._step.shown.advance)
         self._clear()
         return done
 
@@ -241,8 +246,8 @@ class Phases:
             self._task(step, f"{number:06d}", number, part, num_buckets, inputs, fingerprint)
             for number, part in enumerate(parts)
         ]
-        self._step.shown.phase(name, len(planned))
-        done = tasks.run_tasks(self._step.engine, function, planned, advance=self._step.shown.advance_phase)
+        self._step.shown.phase(name, planned)
+        done = tasks.run_tasks(self._step.engine, function, planned, advance=self._step.shown.advance)
         return Phase(
             directory=self._step.root / "work" / step,
             num_files=len(planned),

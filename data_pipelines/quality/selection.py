@@ -46,7 +46,8 @@ def decide(config: QualityStageConfig, step: GlobalStep) -> list[tasks.Done]:
     if any(tasks.load_finished(task) is None for task in planned):
         bounds = _bounds(config, step)
         planned = [dataclasses.replace(task, bounds=bounds) for task in planned]
-    return tasks.run_tasks(step.engine, decide_scores, planned, advance=lambda done: None)
+    step.shown.phase("decide", planned)
+    return tasks.run_tasks(step.engine, decide_scores, planned, advance=step.shown.advance)
 
 
 def decide_scores(task: DecideScoresTask) -> tasks.Done:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
-from slmjax.cli.options import Files, Overrides, Step, load, load_run, start_jax
+from slmjax.cli.options import INTERRUPTED, Files, Overrides, Step, load, load_run, start_jax
 
 
 class _DataGroup(typer.core.TyperGroup):
@@ -28,11 +28,18 @@ app = typer.Typer(
 
 @app.command("run")
 def run_pipeline(files: Files, overrides: Overrides = []) -> None:  # noqa: B006 -- typer copies it
-    """Turn raw text into a tokenizer and token stores (PipelineConfig); `slmjax data CONFIG.gin` does, too."""
+    """Turn raw text into a tokenizer and token stores (PipelineConfig); status 75 if a signal stopped it."""
+    from data_pipelines import stopping
     from data_pipelines.run import run
     from slmjax.config import PipelineConfig
 
-    run(load(files, overrides, root=PipelineConfig).config)
+    config = load(files, overrides, root=PipelineConfig).config
+    try:
+        with stopping.on_signals():
+            run(config)
+    except stopping.Stopped as stopped:
+        typer.echo(f"slmjax: {stopped}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command()
