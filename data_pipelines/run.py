@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from rich.console import Console
 
@@ -28,6 +28,7 @@ from data_pipelines import (
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.engines.local import LocalEngine
+from data_pipelines.engines.ray import RayEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
 from data_pipelines.progress import Reporter, Step
 from data_pipelines.quality import scorers, selection
@@ -37,12 +38,16 @@ from slmjax.config import (
     ExactDedupConfig,
     ExistingTokenizerConfig,
     FilesSourceConfig,
+    LocalEngineConfig,
     PipelineConfig,
+    RayEngineConfig,
 )
 from slmjax.config.pipeline import StageConfig
 from slmjax.config.resolved import to_json
 from slmjax.data.exclusive import only_user
 from slmjax.data.tokenizer import Tokenizer
+
+_OF_NO_ACCOUNT = ("output_dir", "engine", "num_workers", "worker_bytes")  # for what comes out
 
 
 def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
@@ -61,8 +66,8 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     deduplicate.check(_named(config.stages))
     stages.check_installed(config.stages)
     normalise.check_installed(config.normalise)
-    root = Path(os.path.expandvars(config.output_dir)).expanduser()
-    with only_user(root), LocalEngine(config.num_workers) as engine:
+    root = Path(os.path.expandvars(config.output_dir)).expanduser().absolute()
+    with only_user(root), _engine(config, root) as engine:
         reporter = Reporter(console or Console(), root / "timings.json")
         manifest = _Run(config, root, engine, reporter).all_steps()
         for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed
@@ -83,7 +88,7 @@ class _Run:
     def content(self) -> dict[str, Any]:
         """The config as JSON, without what the output does not depend on."""
         content = to_json(self.config)
-        return {name: content[name] for name in content if name not in ("output_dir", "num_workers", "worker_bytes")}
+        return {name: content[name] for name in content if name not in _OF_NO_ACCOUNT}
 
     def all_steps(self) -> Manifest:
         shards, hashes, funnel = self.read()
@@ -366,6 +371,16 @@ class _Run:
             shutil.rmtree(self.root / "held_out", ignore_errors=True)
             (self.root / "held_out.jsonl.zst").unlink(missing_ok=True)
         return {name: SplitCounts(**task.result) for name, task in zip(names, written, strict=True)}
+
+
+def _engine(config: PipelineConfig, root: Path) -> LocalEngine | RayEngine:
+    match config.engine:
+        case LocalEngineConfig():
+            return LocalEngine(config.num_workers)
+        case RayEngineConfig():
+            return RayEngine(config.engine, config.num_workers, root)
+        case _:
+            assert_never(config.engine)
 
 
 def _named(configs: Sequence[StageConfig]) -> dict[str, StageConfig]:

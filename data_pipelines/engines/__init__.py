@@ -1,7 +1,13 @@
 """Engines run one function over many tasks; the functions go from file to file and know nothing of engines."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
+
+LOST_WORKER = (
+    "a worker process was killed, perhaps for want of memory; run the same command again to go on from here, with a "
+    "smaller num_workers or shard_bytes if it happens again"
+)
 
 
 class Engine(Protocol):
@@ -10,3 +16,10 @@ class Engine(Protocol):
     def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         """Yields function(task) for each task, in the order of the tasks; raises what a task raises."""
         ...
+
+
+def num_processors() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

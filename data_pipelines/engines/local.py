@@ -11,12 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipelines.engines import LOST_WORKER, num_processors
+
 
 class LocalEngine:
     """A context manager; its processes start with the first task. One worker is this process itself."""
 
     def __init__(self, num_workers: int | None = None):
-        self.num_workers = num_workers or _num_processors()
+        self.num_workers = num_workers or num_processors()
         self._pool = None
 
     def __enter__(self) -> "LocalEngine":
@@ -38,16 +40,7 @@ class LocalEngine:
         try:
             yield from self._pool.map(function, tasks)
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process was killed, perhaps for want of memory; run the same command again to go on from "
-                "here, with a smaller num_workers or shard_bytes if it happens again"
-            ) from error
-
-
-def _num_processors() -> int:
-    if hasattr(os, "sched_getaffinity"):  # what this process may use; Linux only
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+            raise RuntimeError(LOST_WORKER) from error
 
 
 def _start_worker() -> None:

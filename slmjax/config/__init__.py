@@ -8,6 +8,7 @@ from slmjax.config.dedup import (
     PassageDedupConfig,
     SubstringDedupConfig,
 )
+from slmjax.config.engines import LocalEngineConfig, RayEngineConfig
 from slmjax.config.filters import (
     BadWordFilterConfig,
     BoilerplateFilterConfig,
@@ -151,6 +152,7 @@ __all__ = [
     "LinearScheduleConfig",
     "LionConfig",
     "Llama3RopeScalingConfig",
+    "LocalEngineConfig",
     "MarkerFilterConfig",
     "MaskPersonalDataConfig",
     "MathFilterConfig",
@@ -174,6 +176,7 @@ __all__ = [
     "QualitySampleConfig",
     "QualityTrainingConfig",
     "RMSNormConfig",
+    "RayEngineConfig",
     "RepetitionFilterConfig",
     "RopeConfig",
     "RunConfig",

@@ -11,6 +11,7 @@ from slmjax.config.dedup import (
     PassageDedupConfig,
     SubstringDedupConfig,
 )
+from slmjax.config.engines import EngineConfig, LocalEngineConfig
 from slmjax.config.filters import FilterConfig, MaskPersonalDataConfig, RewriteConfig
 from slmjax.config.instruction import ConversationFilterConfig
 from slmjax.config.quality import GeneratedFilesSourceConfig, QualityFilterConfig, QualitySampleConfig
@@ -90,12 +91,13 @@ class PipelineConfig:
     """A corpus: read, normalised, filtered, split, tokenised. Running the same config again resumes or does nothing.
 
     Attributes:
-      output_dir: everything the pipeline writes, which depends neither on this nor on num_workers and worker_bytes; a
-        source never reads what lies in here.
+      output_dir: everything the pipeline writes, which depends neither on this nor on engine, num_workers and
+        worker_bytes; a source never reads what lies in here.
       sources: all text or all conversations.
       normalise: cleaning before everything else; None leaves the texts as they are.
       stages: filters and deduplications, in order.
-      num_workers: processes; None is one for every processor.
+      engine: where the work is done.
+      num_workers: tasks at the same time, each in a process; None is one for every processor.
       shard_bytes: text in one file between steps, the unit of parallel work and of resuming.
       worker_bytes: memory for what one worker holds of the whole corpus in a stage that looks at all of it; less means
         more and smaller pieces, and the same output.
@@ -107,6 +109,7 @@ class PipelineConfig:
     normalise: NormaliseConfig | None = NormaliseConfig()
     stages: tuple[StageConfig, ...] = ()
     split: SplitConfig = SplitConfig()
+    engine: EngineConfig = LocalEngineConfig()  # noqa: RUF009 (frozen)
     num_workers: int | None = None
     shard_bytes: int = 32 << 20
     worker_bytes: int = 512 << 20
