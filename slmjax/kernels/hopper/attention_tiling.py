@@ -103,7 +103,7 @@ def default_tiling(head_dim: int, *, heads_per_group: int, deterministic: bool =
     where all has to be the same bit for bit every time.
     """
     if head_dim > 128:
-        forward = ForwardTiling(k_tile=64, stages=1)
+        forward = ForwardTiling(k_tile=64, stages=2 if head_dim <= 192 else 1)  # what the shared memory holds
     elif head_dim <= 64 and heads_per_group > 2:
         # Three consumers fit with narrow heads only. Over neighbouring queries they would wait for the diagonal's last.
         forward = ForwardTiling(warpgroups=3, heads_together=True)
