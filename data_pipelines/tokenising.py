@@ -19,6 +19,7 @@ from slmjax.config import TrainTokenizerConfig
 from slmjax.data.conversations import learned_bytes, render
 from slmjax.data.token_store import TokenStore, TokenStoreWriter
 from slmjax.data.tokenizer import Tokenizer, train_tokenizer
+from slmjax.data.tokenizer_words import Encoded, gathered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,17 +95,19 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
             weight_columns = []
             if task.conversations:
                 conversations = batch.column("messages").to_pylist()
-                ids, weights = zip(*(render(messages, tokenizer) for messages in conversations), strict=True)
+                rows, weights = zip(*(render(messages, tokenizer) for messages in conversations), strict=True)
+                encoded = gathered(rows, tokenizer.dtype)
                 learned = pa.array(map(learned_bytes, conversations), pa.int64())
-                weight_columns = [_lists(weights, pa.uint8())]
+                weight_columns = [_lists(gathered(weights, np.dtype(np.uint8)))]
             else:
-                texts = tokenizer.encode_batch(batch.column("text").to_pylist())
-                ids = [[tokenizer.bos_id, *text, tokenizer.eos_id] for text in texts]
-            columns = [_lists(ids, token_type), sizes, learned, batch.column("held_out"), *weight_columns]
+                encoded = tokenizer.encode_arrays(batch.column("text"), framed=True)
+            columns = [_lists(encoded), sizes, learned, batch.column("held_out"), *weight_columns]
             writer.write_batch(pa.record_batch(columns, schema=schema))
-            num_bytes += sum(sizes.to_pylist())
-            for document, held_out in zip(ids, batch.column("held_out").to_pylist(), strict=True):
-                tokens["held_out" if held_out else "train"] += len(document)
+            num_bytes += int(sizes.to_numpy().sum())
+            held_out = batch.column("held_out").to_numpy(zero_copy_only=False)
+            of_held_out = int(np.diff(encoded.offsets)[held_out].sum())
+            tokens["held_out"] += of_held_out
+            tokens["train"] += len(encoded.ids) - of_held_out
     return tasks.finish(task, [output], {"bytes": num_bytes, "tokens": tokens}, started=started)
 
 
@@ -117,10 +120,8 @@ def _load(path: Path, sha256: str) -> Tokenizer:
     return tokenizer
 
 
-def _lists(rows: Sequence[Sequence[int]], element: pa.DataType) -> pa.Array:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    flat = np.concatenate([np.asarray(row, element.to_pandas_dtype()) for row in rows])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, element))
+def _lists(encoded: Encoded) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(encoded.offsets.astype(np.int32)), pa.array(encoded.ids))
 
 
 def write_store(task: StoreTask) -> tasks.Done:
@@ -142,11 +143,13 @@ def write_store(task: StoreTask) -> tasks.Done:
         for shard in task.shards:
             for batch in read_batches(_tokens_path(task.root, shard)):
                 side = of_side(batch, held_out=held_out)
-                columns = {name: side.column(name) for name in side.schema.names}
-                for row in range(len(side)):
-                    weights = columns["weights"][row].values.to_numpy() if task.conversations else None
-                    writer.add(columns["ids"][row].values.to_numpy(), columns["learned_bytes"][row].as_py(), weights)
-                text_bytes += sum(columns["bytes"].to_pylist())
+                ids, weights = side.column("ids"), None
+                if task.conversations:
+                    weights = side.column("weights").flatten().to_numpy()
+                offsets = ids.offsets.to_numpy()
+                learned = side.column("learned_bytes").to_numpy()
+                writer.add_batch(ids.flatten().to_numpy(), offsets - offsets[0], learned, weights)
+                text_bytes += int(side.column("bytes").to_numpy().sum())
     metadata = TokenStore.open(store).metadata
     outputs = sorted(store.iterdir())
     if held_out:

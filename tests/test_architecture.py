@@ -54,7 +54,7 @@ THIRD_PARTY = {
     "model": {"jax", "numpy", "flax"},
     "optim": {"jax", "numpy", "optax"},
     "parallel": {"jax", "numpy"},
-    "data": {"numpy", "grain", "sentencepiece"},
+    "data": {"numpy", "pyarrow", "grain", "sentencepiece"},
 }
 
 

@@ -1,5 +1,6 @@
 """Token stores: documents as memory-mapped token ids with offsets, one directory each (docs/architecture.md)."""
 
+import array
 import bisect
 import contextlib
 import dataclasses
@@ -110,7 +111,7 @@ class TokenStoreWriter:
         prefix = self._partial / f"{len(self._shards):05d}"
         self._tokens_file = open(f"{prefix}.tokens.bin", "wb")  # noqa: SIM115 (closed by _close_shard)
         self._weights_file = open(f"{prefix}.weights.bin", "wb") if self._with_weights else None  # noqa: SIM115
-        self._offsets, self._bytes = [0], []
+        self._offsets, self._bytes = array.array("q", [0]), array.array("q")
 
     def add(
         self, ids: Sequence[int] | np.ndarray, num_bytes: int, weights: Sequence[int] | np.ndarray | None = None
@@ -121,23 +122,57 @@ class TokenStoreWriter:
           ValueError: an id outside the vocabulary, no ids, or weights missing, unwanted or of another length.
         """
         ids = np.asarray(ids, dtype=np.int64)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise ValueError(f"a document needs at least one token, in one dimension; got shape {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self._vocab_size:
-            raise ValueError(f"ids must lie in [0, {self._vocab_size}), got {ids.min()} to {ids.max()}")
+        self.add_batch(ids, np.array([0, len(ids)]), np.array([num_bytes]), weights)
+
+    def add_batch(
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        num_bytes: np.ndarray,
+        weights: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Adds documents; document i is `ids[offsets[i] : offsets[i + 1]]`. The store is that of as many `add`.
+
+        Args:
+          ids: integers, of all documents, from offsets[0] = 0 to offsets[-1] = len(ids).
+          offsets: increasing, one more than documents.
+          num_bytes: as `add`, of each document.
+          weights: as `add`, of all documents; as many as ids.
+
+        Raises:
+          ValueError: as `add`; nothing is added.
+        """
         if (weights is not None) != self._with_weights:
             raise ValueError(f"weights must {'' if self._with_weights else 'not '}be given: with_weights is fixed")
-        if weights is not None and self._weights_file is not None:
-            weights = np.asarray(weights)
-            if weights.shape != ids.shape or not np.isin(weights, (0, 1)).all():
-                raise ValueError(f"weights must be {len(ids)} times 0 or 1, got shape {weights.shape}")
-            self._weights_file.write(weights.astype(np.uint8).tobytes())
-        self._tokens_file.write(ids.astype(self._dtype).tobytes())
-        self._offsets.append(self._offsets[-1] + len(ids))
-        self._bytes.append(num_bytes)
-        if self._offsets[-1] >= self._shard_tokens:
-            self._close_shard()
-            self._open_shard()
+        if len(num_bytes) == 0:
+            return
+        shortest = np.diff(offsets).min()
+        if ids.ndim != 1 or shortest < 1 or offsets[0] != 0 or offsets[-1] != len(ids):
+            raise ValueError(
+                f"a document needs at least one token, in one dimension; got shape {ids.shape}, the shortest with "
+                f"{shortest}, offsets from {offsets[0]} to {offsets[-1]}"
+            )
+        if ids.min() < 0 or ids.max() >= self._vocab_size:
+            raise ValueError(f"ids must lie in [0, {self._vocab_size}), got {ids.min()} to {ids.max()}")
+        learned = None
+        if weights is not None:
+            learned = np.asarray(weights)
+            if learned.shape != ids.shape or not ((learned == 0) | (learned == 1)).all():
+                raise ValueError(f"weights must be {len(ids)} times 0 or 1, got shape {learned.shape}")
+        first = 0
+        while first < len(num_bytes):
+            start, held = offsets[first], self._offsets[-1]
+            last = min(int(np.searchsorted(offsets, start + self._shard_tokens - held)), len(num_bytes))
+            tokens = slice(start, offsets[last])
+            self._tokens_file.write(ids[tokens].astype(self._dtype, copy=False).tobytes())
+            if learned is not None and self._weights_file is not None:
+                self._weights_file.write(learned[tokens].astype(np.uint8, copy=False).tobytes())
+            self._offsets.frombytes((offsets[first + 1 : last + 1] + (held - start)).astype(np.int64).tobytes())
+            self._bytes.frombytes(np.asarray(num_bytes[first:last], np.int64).tobytes())
+            if self._offsets[-1] >= self._shard_tokens:
+                self._close_shard()
+                self._open_shard()
+            first = last
 
     def _close_shard(self) -> None:
         name = f"{len(self._shards):05d}"

@@ -7,9 +7,16 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from slmjax.data.tokenizer_words import Encoded, WordEncoder, gathered, joined_pairs
+
+_MODEL: Any = vars(sentencepiece_model_pb2)["ModelProto"]  # made when the module is imported
 
 PAD, UNK, BOS, EOS = "<pad>", "<unk>", "<s>", "</s>"
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
@@ -20,6 +27,8 @@ _SPACE_MARK, _ESCAPE = "\u2581", "\uee00"
 
 # Encoding needs about 100 bytes of memory a character, so a longer text is encoded in pieces of at most this length.
 _MAX_CHARACTERS = 1 << 20
+# Up to this length a BPE encodes faster than words are found.
+_SHORT_BYTES = 4096
 # The trainer rejects sentences with these two; they mark boundaries inside it. Text is cut at them.
 _TRAINER_RESERVED = ("\t", "\u2585")
 _PASSAGE_CHARACTERS = 4000
@@ -49,6 +58,15 @@ class Tokenizer:
         self.pad_id: int = self._processor.pad_id()
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+        proto = _MODEL.FromString(model)
+        joined = _joined_pairs(proto)
+        self._is_bpe = proto.trainer_spec.model_type == proto.trainer_spec.BPE
+        self._words = (
+            joined
+            if joined is None
+            else WordEncoder(joined, self._encode, frame=(self.bos_id, self.eos_id), dtype=self.dtype)
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -78,17 +96,37 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in one call. Raises ValueError for a lone surrogate, which UTF-8 cannot hold."""
-        if any(len(text) > _MAX_CHARACTERS for text in texts):
-            return [list(itertools.chain(*self._encode(list(_cut(_escape(text)))))) for text in texts]
-        return self._encode([_escape(text) for text in texts])
+        return self.encode_arrays(texts).lists()
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        try:
+    def encode_arrays(self, texts: Sequence[str] | pa.Array, *, framed: bool = False) -> Encoded:
+        """Ids of each text as arrays: ten times as fast as SentencePiece, with the same ids.
+
+        Only of a unigram model they may differ from SentencePiece's, where two ways to cut a word are equally likely
+        (`----`): there the sums that it rounds depend on what stands before the word, which here they do not.
+
+        Args:
+          texts: strings, or an Arrow array of them without nulls.
+          framed: put bos before and eos after each.
+
+        Raises:
+          ValueError: a lone surrogate, which UTF-8 cannot hold.
+        """
+        array = _array(texts)
+        content, bounds = _bytes_of(array)
+        if any(mark.encode() in content for mark in (_SPACE_MARK, _ESCAPE)):
+            content, bounds = _bytes_of(pa.array(map(_escape, array.to_pylist()), pa.large_string()))
+        if self._words is not None and (len(content) > _SHORT_BYTES or not self._is_bpe):
+            return self._words.encode(content, bounds, framed=framed)
+        rows = self._encode([content[start:stop] for start, stop in itertools.pairwise(bounds.tolist())])
+        return gathered([[self.bos_id, *row, self.eos_id] for row in rows] if framed else rows, self.dtype)
+
+    def _encode(self, texts: list[bytes]) -> list[list[int]]:
+        """Ids of texts that are escaped."""
+        if max(map(len, texts), default=0) <= _MAX_CHARACTERS:
             return self._processor.encode(texts, num_threads=1)
-        except TypeError:
-            for text in texts:
-                _require_utf8(text)
-            raise
+        return [
+            list(itertools.chain(*self._processor.encode(list(_cut(text.decode())), num_threads=1))) for text in texts
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; control ids are left out, and bytes that are no UTF-8 become U+FFFD."""
@@ -236,6 +274,40 @@ def _cut(text: str) -> Iterator[str]:
         yield text[start:stop]
         start = stop
     yield text[start:]
+
+
+def _array(texts: Sequence[str] | pa.Array) -> pa.Array:
+    if isinstance(texts, pa.Array):
+        return texts
+    try:
+        return pa.array(texts, pa.large_string())
+    except UnicodeEncodeError:
+        for text in texts:
+            _require_utf8(text)
+        raise
+
+
+def _bytes_of(texts: pa.Array) -> tuple[bytes, np.ndarray]:
+    """The bytes of an Arrow array of strings, and where in them each string starts and the last one ends."""
+    texts = texts.cast(pa.large_string())
+    if len(texts) == 0:
+        return b"", np.zeros(1, np.int64)
+    _, offsets, content = texts.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return bytes(memoryview(content or b"")[bounds[0] : bounds[-1]]), bounds - bounds[0]
+
+
+def _joined_pairs(proto: Any) -> np.ndarray | None:
+    """Which pairs of bytes stand next to each other in a piece; None for a model that must see whole texts.
+
+    That is one that changes texts before it cuts them, or takes unknown characters in a row for one.
+    """
+    normalizer, kinds = proto.normalizer_spec, _MODEL.SentencePiece
+    changes = normalizer.precompiled_charsmap or normalizer.add_dummy_prefix or normalizer.remove_extra_whitespaces
+    pieces = [piece.piece for piece in proto.pieces if piece.type in (kinds.NORMAL, kinds.USER_DEFINED, kinds.UNUSED)]
+    if changes or not normalizer.escape_whitespaces or not proto.trainer_spec.byte_fallback:
+        return None
+    return joined_pairs(piece.replace(_SPACE_MARK, " ").encode() for piece in pieces)
 
 
 def _written(symbol: str) -> str:
