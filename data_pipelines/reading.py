@@ -4,8 +4,9 @@ import collections
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -14,6 +15,7 @@ from data_pipelines.documents import Document, Shard, write_shards
 from data_pipelines.readers.inputs import InputFile, SourceConfig, list_inputs, units
 from data_pipelines.readers.records import Reject
 from data_pipelines.readers.sources import read_documents
+from data_pipelines.readers.spans import Span, count_lines, cut
 from data_pipelines.stages.normalise import normalise
 from slmjax.config import NormaliseConfig, PipelineConfig
 
@@ -38,13 +40,38 @@ def shard_path(root: Path, shard: Shard) -> Path:
     return root / "work" / shard.directory / f"{shard.name}.parquet"
 
 
-def plan(config: PipelineConfig, root: Path) -> list[ReadTask]:
-    """Lists the inputs of every source. Raises ValueError for a path that matches nothing."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CountTask(tasks.Task):
+    """Counts the lines that begin in the bytes [start, stop) of a file."""
+
+    file: InputFile
+    start: int
+    stop: int
+
+    @property
+    def extent(self) -> tasks.Extent:
+        """The span, as it is on disk."""
+        return tasks.Extent(self.stop - self.start)
+
+
+RunStep = Callable[[str, Callable[[Any], tasks.Done], Sequence[tasks.Task]], list[tasks.Done]]
+
+
+def plan(config: PipelineConfig, root: Path, run_step: RunStep) -> list[ReadTask]:
+    """Lists the inputs of every source, large files of lines cut into spans.
+
+    `run_step` runs the tasks of a step. Raises ValueError for a path that matches nothing.
+    """
+    found = [
+        [file for file in list_inputs(source) if not Path(file.address).is_relative_to(root.absolute())]
+        for source in config.sources
+    ]
+    spans = _cut([file for inputs in found for file in inputs], config.shard_bytes, root, run_step)
     planned: list[ReadTask] = []
-    for source in config.sources:
-        inputs = [file for file in list_inputs(source) if not Path(file.address).is_relative_to(root.absolute())]
-        for unit in units(inputs, config.shard_bytes):
-            identity = [(file.name, file.size, file.version, file.format) for file in unit]
+    for source, inputs in zip(config.sources, found, strict=True):
+        pieces = [piece for file in inputs for piece in spans.get(file, [file])]
+        for unit in units(pieces, config.shard_bytes):
+            identity = [(file.name, file.size, file.version, file.format, file.span) for file in unit]
             planned.append(
                 ReadTask(
                     root=root,
@@ -58,6 +85,49 @@ def plan(config: PipelineConfig, root: Path) -> list[ReadTask]:
                 )
             )
     return planned
+
+
+def _cut(
+    inputs: Sequence[InputFile], span_bytes: int, root: Path, run_step: RunStep
+) -> dict[InputFile, list[InputFile]]:
+    """The spans of every file that is larger than one and can be cut, as files of their own."""
+    large = dict.fromkeys(file for file in inputs if file.can_be_cut and file.size > span_bytes)
+    planned = [
+        CountTask(
+            root=root,
+            step="lines",
+            name=f"{number:05d}-{part:04d}",
+            fingerprint=tasks.fingerprint(file.name, file.size, file.version, start, stop),
+            file=file,
+            start=start,
+            stop=stop,
+        )
+        for number, file in enumerate(large)
+        for part, (start, stop) in enumerate(cut(file.size, span_bytes))
+    ]
+    if not planned:  # markers of an earlier config
+        files.remove_others(root / "work" / "markers" / "lines", set())
+        return {}
+    spans: dict[InputFile, list[InputFile]] = {file: [] for file in large}
+    first_line, blank = dict.fromkeys(large, 1), dict.fromkeys(large, True)
+    for task, done in zip(planned, run_step("lines", count_span, planned), strict=True):
+        span = Span(start=task.start, stop=task.stop, first_line=first_line[task.file])
+        spans[task.file].append(dataclasses.replace(task.file, size=task.stop - task.start, span=span))
+        first_line[task.file] += done.result["lines"]
+        blank[task.file] &= done.result["blank"]
+    return {file: pieces for file, pieces in spans.items() if not blank[file]}  # of an empty file all is read at once
+
+
+def count_span(task: CountTask) -> tasks.Done:
+    """Counts; the result is the number of lines, and whether there is nothing but white space."""
+    started = time.monotonic()
+    try:
+        with task.file.open() as file:
+            lines, blank = count_lines(file, task.start, task.stop)
+    except OSError as error:
+        raise ValueError(f"cannot read {task.file.address}: {error.strerror or error}") from error
+    result = {"lines": lines, "blank": blank, "bytes": task.stop - task.start}
+    return tasks.finish(task, [], result, started=started)
 
 
 def read_unit(task: ReadTask) -> tasks.Done:

@@ -124,7 +124,7 @@ class _Run:
 
     def read(self) -> tuple[list[Shard], dict[str, str], list[StepCounts]]:
         """Returns the shards, the sha256 of each by name, and the first rows of the funnel."""
-        planned = reading.plan(self.config, self.root)
+        planned = reading.plan(self.config, self.root, self.step)
         self.write_plan()
         done = self.step("read", reading.read_unit, planned)
         kept: dict[str, Count] = {source.name: Count() for source in self.config.sources}

@@ -13,6 +13,7 @@ import fsspec
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipelines.readers.spans import Span, read_lines
 from slmjax.config import (
     ConversationFilesSourceConfig,
     EvaluationTextConfig,
@@ -57,6 +58,7 @@ class InputFile:
       size: bytes on disk.
       version: changes when the file does (modification time, or the checksum of an object store).
       format: "unsupported" where the extension is unknown.
+      span: of its lines, where the file is cut; None is the whole file.
     """
 
     address: str
@@ -65,6 +67,12 @@ class InputFile:
     version: str
     format: Format
     compression: Compression | None = None
+    span: Span | None = None
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether several workers can read it, each a span of its lines."""
+        return self.format == "jsonl" and self.compression is None and "://" not in self.address
 
     def open(self) -> Any:
         """A binary file, as a context manager."""
@@ -74,6 +82,9 @@ class InputFile:
         """Yields the raw bytes. Raises ValueError naming the file when it cannot be read."""
         try:
             with self.open() as file:
+                if self.span is not None:
+                    yield from read_lines(file, self.span, chunk_bytes)
+                    return
                 while chunk := file.read(chunk_bytes):
                     yield chunk
         except OSError as error:
