@@ -15,7 +15,7 @@ from data_pipelines.documents import Document, Shard, write_shards
 from data_pipelines.readers.inputs import InputFile, SourceConfig, list_inputs, units
 from data_pipelines.readers.records import Reject
 from data_pipelines.readers.sources import read_documents
-from data_pipelines.readers.spans import Span, count_lines, cut
+from data_pipelines.readers.spans import Lines, count_lines, cut, spans
 from data_pipelines.stages.normalise import normalise
 from slmjax.config import NormaliseConfig, PipelineConfig
 
@@ -66,11 +66,10 @@ def plan(config: PipelineConfig, root: Path, run_step: RunStep) -> list[ReadTask
         [file for file in list_inputs(source) if not Path(file.address).is_relative_to(root.absolute())]
         for source in config.sources
     ]
-    spans = _cut([file for inputs in found for file in inputs], config.shard_bytes, root, run_step)
+    pieces = _cut([file for inputs in found for file in inputs], config.shard_bytes, root, run_step)
     planned: list[ReadTask] = []
     for source, inputs in zip(config.sources, found, strict=True):
-        pieces = [piece for file in inputs for piece in spans.get(file, [file])]
-        for unit in units(pieces, config.shard_bytes):
+        for unit in units((piece for file in inputs for piece in pieces.get(file, [file])), config.shard_bytes):
             identity = [(file.name, file.size, file.version, file.format, file.span) for file in unit]
             planned.append(
                 ReadTask(
@@ -108,26 +107,25 @@ def _cut(
     if not planned:  # markers of an earlier config
         files.remove_others(root / "work" / "markers" / "lines", set())
         return {}
-    spans: dict[InputFile, list[InputFile]] = {file: [] for file in large}
-    first_line, blank = dict.fromkeys(large, 1), dict.fromkeys(large, True)
-    for task, done in zip(planned, run_step("lines", count_span, planned), strict=True):
-        span = Span(start=task.start, stop=task.stop, first_line=first_line[task.file])
-        spans[task.file].append(dataclasses.replace(task.file, size=task.stop - task.start, span=span))
-        first_line[task.file] += done.result["lines"]
-        blank[task.file] &= done.result["blank"]
-    return {file: pieces for file, pieces in spans.items() if not blank[file]}  # of an empty file all is read at once
+    counted: dict[InputFile, list[Lines]] = {file: [] for file in large}
+    for task, done in zip(planned, run_step("lines", count_piece, planned), strict=True):
+        counted[task.file].append(Lines(**done.result["lines"]))
+    return {
+        file: [dataclasses.replace(file, size=span.stop - span.start, span=span) for span in spans(pieces, file.size)]
+        for file, pieces in counted.items()
+        if not all(lines.blank for lines in pieces)  # a file without records is read at once
+    }
 
 
-def count_span(task: CountTask) -> tasks.Done:
-    """Counts; the result is the number of lines, and whether there is nothing but white space."""
+def count_piece(task: CountTask) -> tasks.Done:
+    """Counts the lines of a piece of a file."""
     started = time.monotonic()
     try:
         with task.file.open() as file:
-            lines, blank = count_lines(file, task.start, task.stop)
+            lines = count_lines(file, task.start, task.stop)
     except OSError as error:
         raise ValueError(f"cannot read {task.file.address}: {error.strerror or error}") from error
-    result = {"lines": lines, "blank": blank, "bytes": task.stop - task.start}
-    return tasks.finish(task, [], result, started=started)
+    return tasks.finish(task, [], {"lines": lines._asdict(), "bytes": task.stop - task.start}, started=started)
 
 
 def read_unit(task: ReadTask) -> tasks.Done:

@@ -13,7 +13,7 @@ import fsspec
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from data_pipelines.readers.spans import Span, read_lines
+from data_pipelines.readers.spans import Span, read_span
 from slmjax.config import (
     ConversationFilesSourceConfig,
     EvaluationTextConfig,
@@ -83,7 +83,7 @@ class InputFile:
         try:
             with self.open() as file:
                 if self.span is not None:
-                    yield from read_lines(file, self.span, chunk_bytes)
+                    yield from read_span(file, self.span, chunk_bytes)
                     return
                 while chunk := file.read(chunk_bytes):
                     yield chunk

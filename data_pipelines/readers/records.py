@@ -84,8 +84,9 @@ def _too_long(record: int, content: bytes, max_bytes: int) -> Reject:
 
 
 def _json_lines(file: InputFile, max_bytes: int) -> Records:
-    number = file.span.first_line - 1 if file.span else 0
-    blank = file.span is None  # a file that is cut is not empty, though a span of it may be
+    number, blank = 0, True
+    if file.span is not None:  # a file that is cut is not empty, though a span of it may be
+        number, blank = file.span.first_line - 1, False
     try:
         for line, size in _lines(_chunks(file), max_bytes):
             number += 1
