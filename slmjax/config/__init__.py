@@ -104,8 +104,11 @@ from slmjax.config.run import (
 from slmjax.config.sources import (
     ConversationFilesSourceConfig,
     FilesSourceConfig,
+    HubSourceConfig,
     PythonFunctionsSourceConfig,
     PythonLibrarySourceConfig,
+    SourceTreeConfig,
+    WarcSourceConfig,
 )
 
 __all__ = [
@@ -139,6 +142,7 @@ __all__ = [
     "GenerationConfig",
     "GopherFilterConfig",
     "GuardConfig",
+    "HubSourceConfig",
     "InfluenceConfig",
     "InitConfig",
     "InputConfig",
@@ -183,6 +187,7 @@ __all__ = [
     "ScheduleConfig",
     "ScoreFilesConfig",
     "ScoredFilesSourceConfig",
+    "SourceTreeConfig",
     "SplitConfig",
     "SubstringDedupConfig",
     "TargetConfig",
@@ -196,5 +201,6 @@ __all__ = [
     "TrainTokenizerConfig",
     "WSDScheduleConfig",
     "WandbConfig",
+    "WarcSourceConfig",
     "WarmupConfig",
 ]
