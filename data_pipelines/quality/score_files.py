@@ -1,10 +1,10 @@
 """Files of scores beside files of documents: what a model that needs an accelerator says of every document."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -19,9 +19,10 @@ from slmjax.data.exclusive import only_user
 def score_files(
     documents: Path,
     output: Path,
-    score: Callable[[list[str]], dict[str, np.ndarray]],
+    score: Callable[[list[Any]], Mapping[str, Any]],
     *,
     identity: str,
+    column: str = "text",
     console: Console | None = None,
 ) -> None:
     """Writes <output>/<shard>.parquet, with an id and the scores of every document, for each file of `documents`.
@@ -31,8 +32,9 @@ def score_files(
     Args:
       documents: directory of parquet files with the columns id and text, such as documents/ of a pipeline's output.
       output: directory to write to, not the same.
-      score: from texts to columns, a number for each text.
-      identity: of everything that the scores depend on besides the texts.
+      score: from values of `column` to columns of the output, arrays with something for each value.
+      identity: of everything that the scores depend on besides the documents.
+      column: what is scored: the text, or the messages of conversations.
       console: where to print.
 
     Raises:
@@ -44,19 +46,20 @@ def score_files(
     if output.resolve() == documents.resolve():
         raise ValueError(f"the scores of {documents} need a directory of their own")
     for path in found:
-        missing = {"id", "text"} - set(pq.read_schema(path).names)
+        missing = {"id", column} - set(pq.read_schema(path).names)
         if missing:
-            raise ValueError(f"{path} has no column {' and no '.join(sorted(missing))}; it holds no documents")
+            kind = "documents" if column == "text" else "conversations"
+            raise ValueError(f"{path} has no column {' and no '.join(sorted(missing))}; it holds no {kind}")
 
     def score_file(task: tasks.Task) -> tasks.Done:
         started = time.monotonic()
         path, num_bytes = output / f"{task.name}.parquet", 0
         schema = pa.record_batch({"id": pa.array([], pa.string()), **score([])}).schema
         with parquet_writer(path, schema) as writer:
-            for batch in read_batches(documents / path.name, ["id", "text"]):
-                scores = score(batch.column("text").to_pylist())
+            for batch in read_batches(documents / path.name, ["id", column]):
+                scores = score(batch.column(column).to_pylist())
                 writer.write_batch(pa.record_batch({"id": batch.column("id"), **scores}, schema=schema))
-                num_bytes += batch.column("text").nbytes
+                num_bytes += batch.column(column).nbytes
         return tasks.finish(task, [path], {"bytes": num_bytes}, started=started)
 
     with only_user(output):
@@ -65,7 +68,7 @@ def score_files(
                 root=output,
                 step="score",
                 name=path.stem,
-                fingerprint=tasks.fingerprint(identity, files.sha256(path)),
+                fingerprint=tasks.fingerprint(identity, column, files.sha256(path)),
             )
             for path in found
         ]

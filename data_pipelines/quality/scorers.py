@@ -68,12 +68,17 @@ def _score(scorer: ScorerConfig, batch: pa.RecordBatch, shard_name: str) -> np.n
         case FastTextModelConfig():
             return _score_with_fasttext(scorer, batch.column("text"))
         case ScoreFilesConfig():
-            path = model_files.expand(scorer.path) / f"{shard_name}.parquet"
-            if not path.is_file():
-                raise ValueError(f"there are no scores for the documents of shard {shard_name}: {path} is missing")
-            known, scores = _read_scores(path, scorer.column, path.stat().st_mtime_ns)
-            places = pc.index_in(batch.column("id"), value_set=known)  # pyright: ignore[reportAttributeAccessIssue]
-            return scores.take(places).to_numpy(zero_copy_only=False)
+            return read_scores(scorer, batch.column("id"), shard_name)
+
+
+def read_scores(scorer: ScoreFilesConfig, ids: pa.Array, shard_name: str) -> np.ndarray:
+    """Scores of the documents of one shard with these ids, NaN where there is none."""
+    path = model_files.expand(scorer.path) / f"{shard_name}.parquet"
+    if not path.is_file():
+        raise ValueError(f"there are no scores for the documents of shard {shard_name}: {path} is missing")
+    known, scores = _read_scores(path, scorer.column, path.stat().st_mtime_ns)
+    places = pc.index_in(ids, value_set=known)  # pyright: ignore[reportAttributeAccessIssue]
+    return scores.take(places).to_numpy(zero_copy_only=False)
 
 
 @functools.lru_cache(maxsize=2)

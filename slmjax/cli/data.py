@@ -69,17 +69,57 @@ def score(
     ],
     output: Annotated[Path, typer.Option(help="Directory for the scores, which ScoreFilesConfig reads.")],
     overrides: Overrides = [],  # noqa: B006
+    metric: Annotated[
+        str, typer.Option(help="likelihood, ifd, embedding, or a Gin file with an InfluenceConfig.")
+    ] = "likelihood",
     step: Step = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows at one time; the evaluation's if not given.")] = None,
 ) -> None:
-    """Score documents by their likelihood under a trained run (RunConfig): loss a token, bits per byte."""
-    loaded = load_run(files, overrides)
+    """Score documents under a trained run (RunConfig): likelihood; of conversations also IFD, influence; embeddings."""
+    run = load_run(files, overrides).config
+    influence = None if metric in _METRICS else _load_influence(metric)
     start_jax()
     from data_pipelines.quality.score_files import score_files
-    from slmjax.evaluate.documents import DocumentScorer
 
-    scorer = DocumentScorer(loaded.config, step=step, batch_size=batch_size)
-    score_files(documents, output, scorer.score, identity=scorer.identity)
+    column = "messages" if influence is not None or metric == "ifd" else "text"
+    scorer = _scorer(run, metric, influence, step=step, batch_size=batch_size)
+    score_files(documents, output, scorer.score, identity=scorer.identity, column=column)
+
+
+_METRICS = ("likelihood", "ifd", "embedding")
+
+
+def _load_influence(metric: str) -> Any:
+    from slmjax.config import InfluenceConfig
+
+    if not metric.endswith(".gin"):
+        raise ValueError(f"--metric must be {', '.join(_METRICS)} or a Gin file with InfluenceConfig, got {metric!r}")
+    return load([Path(metric)], [], root=InfluenceConfig).config
+
+
+def _scorer(run: Any, metric: str, influence: Any, *, step: int | None, batch_size: int | None) -> Any:
+    if influence is not None:
+        from data_pipelines.quality.targets import read_targets
+        from slmjax.evaluate.influence import InfluenceScorer
+
+        return InfluenceScorer(run, influence, read_targets(influence), step=step, batch_size=batch_size)
+    match metric:
+        case "ifd":
+            from slmjax.evaluate.conversations import AnswerScorer as Scorer
+        case "embedding":
+            from slmjax.evaluate.embeddings import Embedder as Scorer
+        case _:
+            from slmjax.evaluate.documents import DocumentScorer as Scorer
+    return Scorer(run, step=step, batch_size=batch_size)
+
+
+@app.command()
+def diversity(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
+    """Order documents so that every next one is unlike those before (DiversityConfig)."""
+    from data_pipelines.quality.diversity import write_order
+    from slmjax.config import DiversityConfig
+
+    write_order(load(files, overrides, root=DiversityConfig).config)
 
 
 @app.command()

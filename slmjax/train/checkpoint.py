@@ -176,7 +176,12 @@ def restore_params(directory: os.PathLike | str, abstract_params: Any, *, step: 
       FileNotFoundError: there is no finished checkpoint.
       CheckpointError, ValueError: as for `Checkpointer.restore`.
     """
-    found = _read_newest(_absolute(directory), {"params": abstract_params}, step=step, partial=True)
+    return restore_part(directory, {"params": abstract_params}, step=step)
+
+
+def restore_part(directory: os.PathLike | str, abstract_part: Any, *, step: int | None = None) -> Restored:
+    """The same for other parts of the state: `abstract_part` is the tree without those that are not wanted."""
+    found = _read_newest(_absolute(directory), abstract_part, step=step, partial=True)
     if found is None:
         raise FileNotFoundError(f"no finished checkpoint in {directory}; is it the checkpoints/ directory of a run?")
     return found

@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from slmjax import model
 from slmjax.config import ModelConfig, RunConfig
 from slmjax.data.tokenizer import Tokenizer
+from slmjax.optim.build import make_optimizer
 from slmjax.parallel.rules import tree_shardings
-from slmjax.train.checkpoint import Restored, checksum, restore_params
+from slmjax.train.checkpoint import Restored, checksum, restore_params, restore_part
 
 
 class LoadedRun(NamedTuple):
@@ -50,6 +53,47 @@ def params_sha256(params: model.Params) -> str:
     )  # one program, as in checkpoint.py
     content = json.dumps({name: int(each) for name, each in sorted(sums.items())})
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+class AdamMoments(NamedTuple):
+    """State of Adam of some parameters by path, without the correction of their start: means, squares, steps."""
+
+    mean: dict[str, jax.Array]
+    square: dict[str, jax.Array]
+    count: jax.Array
+
+
+def load_adam_moments(run_config: RunConfig, paths: Sequence[str], *, step: int) -> AdamMoments | None:
+    """Loads the moments of some parameters, such as "group_0/layer_0/mixer/w_q_DNH", to the first device.
+
+    Returns None where the checkpoint of `step` has none for one of them: they were trained by another rule than Adam,
+    or the optimizer's state was not saved.
+    """
+    specs = model.specs(run_config.model)
+    abstract = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+    optimizer = make_optimizer(run_config.optimizer, lambda step: jnp.ones(()), specs)
+    state = jax.eval_shape(optimizer.init, abstract)
+    try:
+        restored = restore_part(Path(run_config.output_dir) / "checkpoints", {"opt_state": state}, step=step)
+    except ValueError:  # a whole checkpoint without these leaves
+        return None
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
+    for found in filter(is_adam, jax.tree.leaves(restored.state["opt_state"], is_leaf=is_adam)):
+        mean, square = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (found.mu, found.nu)
+        )
+        if all(path in mean for path in paths):
+            return AdamMoments(
+                {path: mean[path] for path in paths}, {path: square[path] for path in paths}, found.count
+            )
+    return None
 
 
 def load_run(run_config: RunConfig, *, step: int | None = None, mesh: Mesh | None = None) -> LoadedRun:
