@@ -92,8 +92,8 @@ def choose_tiling(
 @functools.cache
 def measured(device_kind: str) -> tuple[Measured, ...]:
     """Returns what was measured on devices of this kind, as jax names it."""
-    text = importlib.resources.files("slmjax.kernels.hopper").joinpath("attention_tilings.json").read_text(encoding="utf-8")
-    return tuple(map(Measured.from_json, json.loads(text).get(device_kind, ())))
+    path = importlib.resources.files("slmjax.kernels.hopper") / "attention_tilings.json"
+    return tuple(map(Measured.from_json, json.loads(path.read_text(encoding="utf-8")).get(device_kind, ())))
 
 
 def default_tiling(head_dim: int, *, heads_per_group: int, deterministic: bool = False) -> AttentionTiling:
