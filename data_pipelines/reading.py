@@ -13,7 +13,7 @@ import orjson
 from data_pipelines import files, tasks
 from data_pipelines.documents import Document, Shard, write_shards
 from data_pipelines.readers.inputs import InputFile, SourceConfig, list_inputs, units
-from data_pipelines.readers.records import Reject
+from data_pipelines.readers.items import Reject, Skip
 from data_pipelines.readers.sources import read_documents
 from data_pipelines.readers.spans import Lines, count_lines, cut, spans
 from data_pipelines.stages.normalise import normalise
@@ -142,8 +142,9 @@ def read_unit(task: ReadTask) -> tasks.Done:
                 for item in read_documents(task.source, file, clean):
                     if isinstance(item, Document):
                         yield item
-                    else:
-                        reasons[item.reason] += 1
+                        continue
+                    reasons[item.reason] += 1
+                    if not isinstance(item, Skip):
                         rejects.write(_line(task.source.name, file, item))
 
         shards = list(
@@ -156,7 +157,7 @@ def read_unit(task: ReadTask) -> tasks.Done:
             )
         )
     outputs = [shard_path(task.root, shard) for shard in shards]
-    if reasons:
+    if quarantine.stat().st_size:
         outputs.append(quarantine)
     else:
         quarantine.unlink()

@@ -163,7 +163,7 @@ def _read(evaluation: EvaluationTextConfig) -> Iterator[tuple[str, str, str]]:
             where = f"evaluation set {evaluation.name}, {file.address}"
             if isinstance(item, Reject):
                 raise ValueError(f"{where}, record {item.record}: {item.reason} {item.detail}")
-            number, record = item
+            number, record, _ = item
             if not any(field in record for field in columns[: len(evaluation.fields)]):
                 raise ValueError(f"{where}, record {number}: no field {evaluation.fields}, only {sorted(record)}")
             name = record.get(evaluation.id_field) if evaluation.id_field else f"{file.name}#{number}"

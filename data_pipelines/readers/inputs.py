@@ -1,5 +1,6 @@
 """Input files: what a source's paths name, in a fixed order, grouped into units of work."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -13,35 +14,45 @@ import fsspec
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from data_pipelines.readers import extras, hub, saved_datasets, source_trees
+from data_pipelines.readers.compression import Compression
 from data_pipelines.readers.spans import Span, read_span
 from slmjax.config import (
     ConversationFilesSourceConfig,
     EvaluationTextConfig,
     FilesSourceConfig,
     GeneratedFilesSourceConfig,
+    HubSourceConfig,
     PreferenceFilesSourceConfig,
     PythonFunctionsSourceConfig,
     PythonLibrarySourceConfig,
     ScoredFilesSourceConfig,
+    SourceTreeConfig,
+    WarcSourceConfig,
 )
 
 SourceConfig = (
     FilesSourceConfig
+    | WarcSourceConfig
+    | SourceTreeConfig
+    | HubSourceConfig
     | GeneratedFilesSourceConfig
     | PythonLibrarySourceConfig
     | ConversationFilesSourceConfig
     | PythonFunctionsSourceConfig
 )
 ExampleFilesConfig = ScoredFilesSourceConfig | PreferenceFilesSourceConfig | EvaluationTextConfig
-Format = Literal["jsonl", "parquet", "text", "unsupported"]
-Compression = Literal["gz", "zst"]
+Format = Literal["jsonl", "parquet", "arrow", "text", "warc", "unsupported", "not_a_file"]
 
 _FORMATS: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".txt": "text",
     ".md": "text",
+    ".warc": "warc",
+    ".wet": "warc",
 }
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
 _INSTALLED_DIRECTORIES = {"site-packages", "dist-packages", "__pycache__"}
@@ -57,8 +68,9 @@ class InputFile:
       name: path relative to what all files of the source have in common; part of document ids.
       size: bytes on disk.
       version: changes when the file does (modification time, or the checksum of an object store).
-      format: "unsupported" where the extension is unknown.
+      format: "unsupported" where the extension is unknown, "not_a_file" for a link to nothing, a pipe and the like.
       span: of its lines, where the file is cut; None is the whole file.
+      skipped: why it is passed over unread; "" where it is not.
     """
 
     address: str
@@ -68,6 +80,7 @@ class InputFile:
     format: Format
     compression: Compression | None = None
     span: Span | None = None
+    skipped: str = ""
 
     @property
     def can_be_cut(self) -> bool:
@@ -87,19 +100,29 @@ class InputFile:
                     return
                 while chunk := file.read(chunk_bytes):
                     yield chunk
-        except OSError as error:
-            raise ValueError(f"cannot read {self.address}: {error.strerror or error}") from error
+        except Exception as error:  # file systems over the network have errors of their own
+            raise ValueError(f"cannot read {self.address}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def list_inputs(source: SourceConfig | ExampleFilesConfig) -> list[InputFile]:
     """Files of a source in order of their addresses.
 
     Raises:
-      ValueError: a path that matches nothing or cannot be listed.
+      ValueError: a path that matches nothing or cannot be listed, or a package is absent that reading needs.
     """
     match source:
         case PythonLibrarySourceConfig() | PythonFunctionsSourceConfig():
             return _list_library(include_tests=source.include_tests)
+        case HubSourceConfig():
+            extras.check_hub()
+            with _naming(f"the dataset {source.dataset}"):
+                addresses = hub.addresses(source)
+            return _list_paths(addresses, "auto")
+        case WarcSourceConfig():
+            extras.check_web_archives()
+            return _list_paths(source.paths, source.format)
+        case SourceTreeConfig():
+            return [_in_tree(source, file) for file in _list_paths(source.paths, "text", hidden=True)]
         case _:
             return _list_paths(source.paths, source.format)
 
@@ -117,16 +140,33 @@ def units(inputs: Iterable[InputFile], unit_bytes: int) -> list[tuple[InputFile,
     return [tuple(group) for group in grouped]
 
 
-def _list_paths(paths: Iterable[str], format_name: Literal["auto", "jsonl", "parquet", "text"]) -> list[InputFile]:
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Names what cannot be listed in whatever error a file system has for that."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"cannot list {what}: {error}") from error
+
+
+def _in_tree(source: SourceTreeConfig, file: InputFile) -> InputFile:
+    """A file of a source tree. What is passed over has no size and version: when it changes, nothing is read again."""
+    skipped = source_trees.skipped_path(source, file.name, file.size)
+    return dataclasses.replace(file, skipped=skipped, size=0, version="") if skipped else file
+
+
+def _list_paths(
+    paths: Iterable[str], format_name: Literal["auto"] | Format, *, hidden: bool = False
+) -> list[InputFile]:
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         if not path:  # fsspec would search the whole working directory
             raise ValueError(f"paths holds an empty string, got {tuple(paths)}; the working directory is '.'")
         path = os.path.expanduser(os.path.expandvars(path))
-        try:
-            found.update(_find(path))
-        except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"cannot list {path}: {error}") from error
+        if path.startswith("hf://"):
+            extras.check_hub()
+        with _naming(path):
+            found.update(_find(path, hidden=hidden))
     first, last = min(found).split("/"), max(found).split("/")
     pairs = zip(first[:-1], last[:-1], strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -136,21 +176,22 @@ def _list_paths(paths: Iterable[str], format_name: Literal["auto", "jsonl", "par
         suffixes = PurePosixPath(address).suffixes
         compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
         suffix = suffixes[-1 - bool(compression)] if len(suffixes) > bool(compression) else ""
+        named = _FORMATS.get(suffix, "unsupported") if format_name == "auto" else format_name
         inputs.append(
             InputFile(
                 address=address,
                 name="/".join(address.split("/")[shared:]),
                 size=info["size"],
                 version=info["version"],
-                format=_FORMATS.get(suffix, "unsupported") if format_name == "auto" else format_name,
+                format=named if info["is_file"] else "not_a_file",
                 compression=compression,
             )
         )
     return inputs
 
 
-def _find(path: str) -> dict[str, dict[str, Any]]:
-    """Addresses, with size and version, of the files that one path names; hidden ones only when named themselves."""
+def _find(path: str, *, hidden: bool) -> dict[str, dict[str, Any]]:
+    """Addresses, with size and version, of the files that one path names; hidden ones when named themselves."""
     filesystem, plain = url_to_fs(path)
     if filesystem.isfile(plain):
         names = [plain]
@@ -159,17 +200,21 @@ def _find(path: str) -> dict[str, dict[str, Any]]:
             filesystem.find(plain) if filesystem.isdir(plain) else filter(filesystem.isfile, filesystem.glob(plain))
         )
         parent = re.split(r"[*?\[]", plain)[0].rstrip("/")
-        names = [name for name in candidates if "/." not in name.removeprefix(parent)]
+        names = [name for name in candidates if hidden or "/." not in name.removeprefix(parent)]
+        names = saved_datasets.data_files(filesystem, names)
     else:
         names = []
     if not names:
         raise ValueError("it matches no file")
     local = isinstance(filesystem, LocalFileSystem)
     addresses = names if local else [filesystem.unstrip_protocol(name) for name in names]
-    return {
-        address: {"size": filesystem.size(name), "version": filesystem.ukey(name)}
-        for address, name in zip(addresses, names, strict=True)
-    }
+    return {address: _about(filesystem, name) for address, name in zip(addresses, names, strict=True)}
+
+
+def _about(filesystem: Any, name: str) -> dict[str, Any]:
+    if filesystem.isfile(name):
+        return {"size": filesystem.size(name), "version": filesystem.ukey(name), "is_file": True}
+    return {"size": 0, "version": "", "is_file": False}
 
 
 def _list_library(*, include_tests: bool) -> list[InputFile]:
