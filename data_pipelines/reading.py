@@ -173,3 +173,14 @@ def read_unit(task: ReadTask) -> tasks.Done:
 
 def _line(source: str, file: InputFile, reject: Reject) -> bytes:
     return orjson.dumps({"source": source, "file": file.name, **reject._asdict()}) + b"\n"
+
+
+def first_reject(quarantine: Path) -> str:
+    """The first line of the quarantine, for an error message; "" if there is none."""
+    for path in sorted(quarantine.glob("*.jsonl")):
+        with open(path, "rb") as file:
+            reject = orjson.loads(file.readline())
+        return (
+            f". The first: {reject['file']}, record {reject['record']}: {reject['reason']} {reject['detail']}".rstrip()
+        )
+    return ""

@@ -37,7 +37,6 @@ from slmjax.config import (
     DecontaminationConfig,
     ExactDedupConfig,
     ExistingTokenizerConfig,
-    FilesSourceConfig,
     LocalEngineConfig,
     PipelineConfig,
     RayEngineConfig,
@@ -153,7 +152,8 @@ class _Run:
             for name in kept
         ]
         if not shards:
-            raise ValueError(f"not one document could be read (see {self.root / 'quarantine'}): {_why(funnel)}")
+            first = reading.first_reject(self.root / "quarantine")
+            raise ValueError(f"not one document could be read (see {self.root / 'quarantine'}): {_why(funnel)}{first}")
         return shards, {path.stem: digest for path, digest in outputs.items() if path.suffix == ".parquet"}, funnel
 
     def filter(
@@ -209,7 +209,7 @@ class _Run:
     def named_stages(self) -> dict[str, StageConfig]:
         """Those of the config, and one of our own where ids are the corpus's: nothing else makes sure of them."""
         named = _named(self.config.stages)
-        given = any(isinstance(source, FilesSourceConfig) and source.id_field for source in self.config.sources)
+        given = any(getattr(source, "given_ids", False) for source in self.config.sources)
         return {"unique_ids": ExactDedupConfig(by="id"), **named} if given else named
 
     def measurements(
