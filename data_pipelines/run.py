@@ -20,6 +20,7 @@ from data_pipelines import (
     filtering,
     measuring,
     reading,
+    report,
     selecting,
     stages,
     tasks,
@@ -96,7 +97,7 @@ class _Run:
         tokenizer_path = self.tokenizer(shards, hashes)
         tokenizer = Tokenizer.load(tokenizer_path)
         config_sha256 = tasks.sha256_of(self.content)
-        return Manifest(
+        manifest = Manifest(
             format_version=FORMAT_VERSION,
             config_sha256=config_sha256,
             config=self.content,
@@ -106,6 +107,16 @@ class _Run:
             steps=tuple(funnel),
             splits=self.tokenise(shards, hashes, tokenizer_path, tokenizer, config_sha256),
         )
+        report.write(
+            self.root,
+            self.engine,
+            self.reporter,
+            self.named_stages(),
+            shards,
+            manifest,
+            worker_bytes=self.config.worker_bytes,
+        )
+        return manifest
 
     def step(self, name: str, function: Callable[[Any], tasks.Done], planned: Sequence[tasks.Task]) -> list[tasks.Done]:
         with self.reporter.step(name, len(planned), sum(task.extent.bytes for task in planned)) as step:

@@ -1,0 +1,231 @@
+"""Short parts of the documents that a report shows, with what a stage found in them."""
+
+import bisect
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_pipelines import stages, tasks
+from data_pipelines.documents import Shard
+from data_pipelines.measuring import measure_path
+from data_pipelines.report import bounds, highlights
+from data_pipelines.report.highlights import Span
+from data_pipelines.report.samples import Kind
+from data_pipelines.stages import hashed_words, minhash
+from data_pipelines.stages.texts import Texts
+from data_pipelines.verdicts import Verdicts
+from slmjax.config import MaskPersonalDataConfig, NearDedupConfig
+from slmjax.config.filters import RewriteConfig
+from slmjax.config.pipeline import StageConfig
+
+_SHOWN_CHARS = 700
+_BEFORE_CHARS = 120  # of them before the first place
+_SEARCHED_CHARS = 200_000
+_COMPARED_CHARS = 20_000
+_LEAST_HASHES = 512
+
+Piece = tuple[str, bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A document of a shard, and what to show of it: the fate of a sample, or "compare" for how it begins."""
+
+    row: int
+    kind: Kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExcerptTask(tasks.Task):
+    """Reads what is wanted of one shard."""
+
+    shard: Shard
+    stages: tuple[tuple[str, StageConfig], ...]
+    wanted: tuple[Wanted, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LocateTask(tasks.Task):
+    """Looks for documents with some ids in one shard."""
+
+    shard: Shard
+    ids: tuple[str, ...]
+
+
+def locate(task: LocateTask) -> tasks.Done:
+    """The result has the rows of the ids that are there."""
+    started = time.monotonic()
+    path = task.root / "work" / "decisions" / f"{task.shard.name}.parquet"
+    wanted, rows = set(task.ids), {}
+    for row, name in enumerate(pq.read_table(path, columns=["id"], use_threads=False).column(0).to_pylist()):
+        if name in wanted:
+            rows.setdefault(name, row)
+    return tasks.finish(task, [], {"rows": rows}, started=started)
+
+
+def read(task: ExcerptTask) -> tasks.Done:
+    """The result has an excerpt for each document that is wanted, in order."""
+    started = time.monotonic()
+    rows = sorted({wanted.row for wanted in task.wanted})
+    found = _rows(task.root / "work" / "read" / f"{task.shard.name}.parquet", rows, ["text"])
+    texts = {row: each["text"] for row, each in zip(rows, found, strict=True)}
+    decisions = pq.read_table(
+        task.root / "work" / "decisions" / f"{task.shard.name}.parquet",
+        columns=["id", "duplicate_of"],
+        use_threads=False,
+    )
+    measured = {
+        stage: _attributes(task, stage, sorted({wanted.row for wanted in task.wanted if wanted.kind.stage == stage}))
+        for stage in {wanted.kind.stage for wanted in task.wanted if wanted.kind.fate != "compare"}
+    }
+    excerpts = []
+    for wanted in task.wanted:
+        (decision,) = decisions.slice(wanted.row, 1).to_pylist()
+        row = measured.get(wanted.kind.stage, {}).get(wanted.row, {})
+        excerpts.append({**decision, **_excerpt(task, wanted, texts[wanted.row], row)})
+    return tasks.finish(task, [], {"excerpts": excerpts}, started=started)
+
+
+def _excerpt(task: ExcerptTask, wanted: Wanted, text: str, row: dict[str, Any]) -> dict[str, Any]:
+    names = [name for name, _ in task.stages]
+    number = names.index(wanted.kind.stage)
+    config = task.stages[number][1]
+    if not isinstance(config, NearDedupConfig):
+        text = text[:_SEARCHED_CHARS]
+    text = _as_seen(task.stages[:number], text)
+    if wanted.kind.fate == "compare":
+        return {"text": _masked(task.stages, text[:_COMPARED_CHARS]), "hashes": _hashes(config, text)}
+    if wanted.kind.fate == "changed" and isinstance(config, RewriteConfig):
+        before, text = text, _as_seen([task.stages[number]], text)
+        if not isinstance(config, MaskPersonalDataConfig):
+            before = _masked(task.stages, before)
+            spans = highlights.removed_lines(before, _masked(task.stages, text))
+            return {"facts": _facts(config, wanted.kind, row), "pieces": pieces(before, spans)}
+    cuts = _cuts(task, wanted, text) if not row else []
+    if not cuts:  # their places are those of the text as it is
+        text = _masked(task.stages, text)
+        cuts = highlights.find(config, wanted.kind.rule, text, row) if wanted.kind.fate != "kept" else []
+    return {"facts": _facts(config, wanted.kind, row), "pieces": pieces(text, cuts)}
+
+
+def pieces(text: str, spans: Sequence[Span]) -> list[Piece]:
+    """The part of a text with the most of the spans, cut where these start and end: (text, is a span)."""
+    start = max(0, _densest(spans) - _BEFORE_CHARS)
+    start = text.rfind("\n", 0, start) + 1 if start - text.rfind("\n", 0, start) < _BEFORE_CHARS else start
+    end = min(len(text), start + _SHOWN_CHARS)
+    found: list[Piece] = [("… ", False)] if start else []
+    position = start
+    for first, last in spans:
+        if last <= start or first >= end:
+            continue
+        first = max(first, start)
+        found += [(text[position:first], False), (text[first : min(last, end)], True)]
+        position = min(last, end)
+    found.append((text[position:end] + (" …" if end < len(text) else ""), False))
+    return [piece for piece in found if piece[0]]
+
+
+def _densest(spans: Sequence[Span]) -> int:
+    """Where the span starts from which on an excerpt holds the most of all spans; the first such."""
+    room, best, most = _SHOWN_CHARS - _BEFORE_CHARS, 0, -1
+    last = held = 0
+    for first, (start, end) in enumerate(spans):
+        while last < len(spans) and spans[last][0] < start + room:
+            held += spans[last][1] - spans[last][0]
+            last += 1
+        if held > most:
+            best, most = start, held
+        held -= end - start
+        last = max(last, first + 1)
+    return best
+
+
+def _as_seen(before: Sequence[tuple[str, StageConfig]], text: str) -> str:
+    """The text after the stages that change it."""
+    for _, config in before:
+        if isinstance(config, RewriteConfig):
+            (text,) = stages.rewrite(config, Texts.of([text]))[0].strings
+    return text
+
+
+def _masked(all_stages: Sequence[tuple[str, StageConfig]], text: str) -> str:
+    """Without personal data where the corpus is to have none: reports go further than corpora."""
+    return _as_seen([each for each in all_stages if isinstance(each[1], MaskPersonalDataConfig)], text)
+
+
+def _facts(config: StageConfig, kind: Kind, row: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """Attribute, its value and bound, and whether that is why the document was dropped."""
+    values = bounds.values(row)
+    if kind.fate == "changed":
+        return [(name, _spelled(value), False) for name, value in values.items() if name.startswith(_CHANGES) and value]
+    facts = []
+    for bound in bounds.of(config):
+        if bound.attribute in values and (kind.fate == "kept" or bound.rule == kind.rule):
+            value = values[bound.attribute]
+            broken = not bound.holds(value)
+            if broken or kind.fate == "kept":
+                facts.append((bound.attribute, f"{_spelled(value)}, {bound.spelled}", broken))
+    if not facts and "score" in values:
+        facts.append(("score", _spelled(values["score"]), kind.fate == "dropped"))
+    return facts
+
+
+_CHANGES = ("removed_", "masked_")
+
+
+def _spelled(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cuts(task: ExcerptTask, wanted: Wanted, text: str) -> list[Span]:
+    """What a stage that cuts passages, or one before it, cuts from a document, in characters."""
+    cuts = Verdicts.load(task.root, wanted.kind.stage, task.shard).cuts
+    here = slice(*np.searchsorted(cuts.rows, [wanted.row, wanted.row + 1]))
+    content = text.encode()
+    return [
+        (len(content[:start].decode()), len(content[:end].decode(errors="ignore")))
+        for start, end in zip(cuts.starts[here].tolist(), cuts.ends[here].tolist(), strict=True)
+        if start < len(content)
+    ]
+
+
+def _hashes(config: StageConfig, text: str) -> list[int]:
+    """The least hashes of the n-grams by which near duplicates are compared; two such lists estimate a similarity."""
+    if not isinstance(config, NearDedupConfig):
+        return []
+    hashes, _ = minhash.ngrams(config, hashed_words.split(Texts.of([text]), punctuation=False))
+    return np.unique(hashed_words.mix(hashes))[:_LEAST_HASHES].tolist()
+
+
+def similarity(a: Sequence[int], b: Sequence[int]) -> float:
+    """Jaccard similarity of two documents by the least hashes of each (Beyer et al. 2007), exact if these are all."""
+    least = sorted({*a, *b})[:_LEAST_HASHES]
+    both = {*a} & {*b}
+    return sum(value in both for value in least) / max(len(least), 1)
+
+
+def _attributes(task: ExcerptTask, stage: str, rows: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Those of some documents by row; none where the stage measures none."""
+    path = measure_path(task.root, stage, task.shard)
+    if not path.is_file():
+        return {}
+    columns = [name for name in pq.read_schema(path).names if name not in ("bands", "digest")]
+    return dict(zip(rows, _rows(path, rows, columns), strict=True))
+
+
+def _rows(path: Path, rows: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The columns of some rows, which are in order."""
+    with pq.ParquetFile(path) as file:
+        start = 0
+        for number in range(file.num_row_groups):
+            end = start + file.metadata.row_group(number).num_rows
+            here = rows[bisect.bisect_left(rows, start) : bisect.bisect_left(rows, end)]
+            if here:
+                table = file.read_row_group(number, columns=list(columns), use_threads=False)
+                yield from table.take([row - start for row in here]).to_pylist()
+            start = end
