@@ -148,10 +148,10 @@ def _texts(config: DiversityConfig, path: Path) -> Iterator[pa.Array]:
             raise ValueError(f"{path} has no column {wanted}; text = {config.text!r} needs it")
         found = batch.column(wanted)
         if wanted == "messages":
-            first = [
-                next((turn["content"] for turn in turns if turn["role"] == "user"), "") for turns in found.to_pylist()
-            ]
-            found = pa.array(first, pa.string())
+            asked = (
+                "\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in found.to_pylist()
+            )
+            found = pa.array(asked, pa.string())
         yield found
 
 

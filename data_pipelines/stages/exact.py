@@ -29,12 +29,12 @@ def measure(texts: Texts) -> dict[str, pa.Array]:
 
 
 def questions(batch: pa.RecordBatch) -> pa.Array:
-    """The hash of the first user turn of each conversation."""
+    """The hash of all turns of the user of each conversation."""
     if "messages" not in batch.schema.names:
         raise ValueError("by = 'question' needs conversations, here and in `against`; these documents have no messages")
     lists = batch.column("messages").to_pylist()
-    first = [next((turn["content"] for turn in turns if turn["role"] == "user"), "") for turns in lists]
-    return measure(Texts.of(first))["digest"]
+    asked = ["\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in lists]
+    return measure(Texts.of(asked))["digest"]
 
 
 def digests(contents: Iterable[bytes]) -> pa.Array:

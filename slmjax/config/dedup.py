@@ -16,7 +16,7 @@ class ExactDedupConfig:
     A pipeline with an id_field begins with a stage by = "id" of itself, `unique_ids`.
 
     Attributes:
-      by: what is compared; "question" is the first user turn of a conversation.
+      by: what is compared; "question" is all turns of the user in a conversation.
       survivor: which one: the first in the order of the corpus, the longest, or the "best", with the highest `score`.
         Between equals the first.
       score: "<stage>.<attribute>", such as "quality_filter.score", of an earlier stage; for survivor = "best".

@@ -176,7 +176,7 @@ class DiversityConfig:
       documents: directory of parquet files, as a pipeline's documents/.
       output_dir: for the scores: `order` from 1, and `distance` (1 - cosine) to the nearest one chosen before.
       embeddings: directory that `slmjax data score --metric embedding` wrote; None takes hashed words (TF-IDF).
-      text: what hashed words are taken of: all of a document, or the first user turn of a conversation.
+      text: what hashed words are taken of: all of a document, or the turns of the user in a conversation.
       method: "k_centre" chooses the farthest from all chosen ones (Sener & Savarese 2018, arXiv:1708.00489);
         "score_first" goes by falling `scores` and chooses what is at least `min_distance` from all chosen ones (DEITA,
         Liu et al. 2024, arXiv:2312.15685).
