@@ -24,9 +24,8 @@ def test_the_instruct_corpus_uses_the_tokenizer_and_the_split_of_the_text_corpus
 
 @pytest.mark.parametrize("part", sorted((CONFIGS / "data").glob("*.gin")), ids=lambda path: path.stem)
 def test_every_part_makes_a_pipeline(part):
-    source = (
-        "ConversationFilesSourceConfig" if part.stem.startswith(("conversation", "instruct")) else "FilesSourceConfig"
-    )
+    of_turns = part.stem.startswith(("conversation", "instruction"))
+    source = "ConversationFilesSourceConfig" if of_turns else "FilesSourceConfig"
     bindings = [
         'PipelineConfig.output_dir = "x"',
         f"PipelineConfig.sources = (@{source}(),)",
