@@ -4,6 +4,8 @@ import contextlib
 import errno
 import hashlib
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
       OSError: the disk is full or cannot be written, naming `path`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,23 @@ def sha256(path: Path) -> str:
     """Hexadecimal digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_directory(path: Path) -> None:
+    """Removes a directory so that, stopped at any moment, it is whole or gone."""
+    partial = path.with_name(f".{path.name}.removed.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    path.replace(partial)
+    shutil.rmtree(partial)
+
+
+def remove_partial(root: Path) -> None:
+    """Removes what was being written when a run or a worker was killed."""
+    for path in list(root.rglob(".*.partial")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def remove_others(directory: Path, keep: set[str]) -> None:

@@ -70,8 +70,7 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     with only_user(root), _engine(config, root) as engine:
         reporter = Reporter(console or Console(), root / "timings.json")
         manifest = _Run(config, root, engine, reporter).all_steps()
-        for path in filter(Path.is_file, root.glob(".*.partial")):  # of a run that was killed
-            path.unlink()
+        files.remove_partial(root)
         manifest.save(root / "manifest.json")
         reporter.summary(manifest, root)
     return manifest

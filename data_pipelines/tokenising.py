@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,7 +129,7 @@ def write_store(task: StoreTask) -> tasks.Done:
     store = task.root / task.name
     held_out = task.name == "held_out"
     if (store / "metadata.json").exists():  # of an earlier config; anything else there is not ours to remove
-        shutil.rmtree(store)
+        files.remove_directory(store)
     writer = TokenStoreWriter(
         store,
         tokenizer_sha256=task.tokenizer_sha256,
