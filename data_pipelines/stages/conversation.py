@@ -1,6 +1,5 @@
 """Rules on the turns of conversations."""
 
-import collections
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -21,13 +20,14 @@ _STOPS_INSIDE = frozenset(",;-\u2013\u2014([{/=+&")
 _COUNTS = (
     *("role_errors", "empty_turns", "echoes", "refusals", "boilerplate", "placeholders", "marks"),
     *("open_fences", "unfinished", "language_changes"),
+    *("shortest_question", "longest_question", "shortest_answer", "longest_answer"),
 )
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 def measure(config: ConversationFilterConfig, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Returns the attributes of conversations after their ids; question_words and answer_words are least and most."""
+    """Returns the attributes of conversations after their ids."""
     conversations = batch.column("messages").to_pylist()
     measured = [_measure_one(config, messages) for messages in conversations]
     if config.languages:
@@ -37,14 +37,11 @@ def measure(config: ConversationFilterConfig, batch: pa.RecordBatch) -> pa.Recor
         name: pa.array([attributes[name] for attributes in measured], pa.int64()) for name in _COUNTS
     }
     columns["copied_share"] = pa.array([attributes["copied_share"] for attributes in measured], pa.float64())
-    for name in ("question_words", "answer_words"):
-        bounds = np.array([attributes[name] for attributes in measured], np.int64).reshape(-1)
-        columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(bounds), 2)
     return pa.record_batch({"id": batch.column("id"), **columns})
 
 
 def _measure_one(config: ConversationFilterConfig, messages: Messages) -> dict[str, Any]:
-    found: dict[str, Any] = collections.Counter(dict.fromkeys(_COUNTS, 0))
+    found: dict[str, Any] = dict.fromkeys(_COUNTS, 0)
     found["role_errors"] = role_errors([message["role"] for message in messages])
     copied, question = 0.0, ""
     words: dict[str, list[int]] = {"user": [], "assistant": []}
@@ -68,8 +65,8 @@ def _measure_one(config: ConversationFilterConfig, messages: Messages) -> dict[s
         elif role == "user":
             question = text
     found["copied_share"] = copied
-    for name, role in (("question_words", "user"), ("answer_words", "assistant")):
-        found[name] = (min(words[role], default=0), max(words[role], default=0))
+    for name, role in (("question", "user"), ("answer", "assistant")):
+        found[f"shortest_{name}"], found[f"longest_{name}"] = min(words[role], default=0), max(words[role], default=0)
     return found
 
 

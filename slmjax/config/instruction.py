@@ -47,7 +47,7 @@ MARKS = (
     r"<</?SYS>>",
     r"\[/?INST\]",
     r"</?(?:start|end)_of_turn>",
-    r"(?m)^###? ?(?:Instruction|Input|Response|Human|Assistant|User):",
+    r"### ?(?:Instruction|Input|Response|Human|Assistant|User):",
     r"(?m)^(?:Human|Assistant|USER|ASSISTANT): ",
 )
 
@@ -76,8 +76,8 @@ class ConversationFilterConfig:
         those that the regular expression `ending` does not match at the end.
       max_language_changes: answers in another language than their question, where `languages` is set and both are
         identified with a probability of at least `language_score`; needs the extra `data`.
-      min_question_words, max_question_words, min_answer_words, max_answer_words: bounds on every user's and every
-        assistant's turn.
+      min_shortest_question, max_longest_question, min_shortest_answer, max_longest_answer: words of every turn of the
+        user and of the assistant.
     """
 
     max_role_errors: int | None = 0
@@ -91,10 +91,10 @@ class ConversationFilterConfig:
     max_open_fences: int | None = 0
     max_unfinished: int | None = 0
     max_language_changes: int | None = 0
-    min_question_words: int | None = None
-    max_question_words: int | None = None
-    min_answer_words: int | None = None
-    max_answer_words: int | None = None
+    min_shortest_question: int | None = None
+    max_longest_question: int | None = None
+    min_shortest_answer: int | None = None
+    max_longest_answer: int | None = None
     refusals: tuple[str, ...] = REFUSALS
     boilerplate: tuple[str, ...] = BOILERPLATE
     placeholders: tuple[str, ...] = PLACEHOLDERS
