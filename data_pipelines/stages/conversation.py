@@ -47,8 +47,7 @@ def _measure_one(config: ConversationFilterConfig, messages: Messages) -> dict[s
     words: dict[str, list[int]] = {"user": [], "assistant": []}
     for message in messages:
         role, text = message["role"], message["content"]
-        split = text.split()
-        words.setdefault(role, []).append(len(split))
+        words.setdefault(role, []).append(len(text.split()))
         found["empty_turns"] += not any(character.isalnum() for character in text)
         found["open_fences"] += len(_FENCE.findall(text)) % 2
         prose = _INLINE.sub(" ", _FENCED.sub(" ", text)) if "`" in text or "~~~" in text else text
@@ -56,12 +55,12 @@ def _measure_one(config: ConversationFilterConfig, messages: Messages) -> dict[s
         found["marks"] += sum(len(pattern.findall(prose)) for pattern in _compiled(config.marks))
         if role == "assistant":
             small = text.lower().replace("\u2019", "'").strip()
-            asked = question.lower().split()
-            found["echoes"] += small.split() == text.lower().split() == asked
+            asked, answered = question.lower().split(), text.lower().split()
+            found["echoes"] += answered == asked
             found["refusals"] += small.startswith(tuple(phrase.lower() for phrase in config.refusals))
             found["boilerplate"] += any(phrase.lower() in small for phrase in config.boilerplate)
             found["unfinished"] += is_unfinished(config, text)
-            copied = max(copied, copied_share(asked, text.lower().split(), config.copied_words))
+            copied = max(copied, copied_share(asked, answered, config.copied_words))
         elif role == "user":
             question = text
     found["copied_share"] = copied
