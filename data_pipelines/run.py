@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -378,7 +377,8 @@ class _Run:
         ]
         written = self.step("stores", tokenising.write_store, stores)
         if len(names) == 1:  # what an earlier config held out
-            shutil.rmtree(self.root / "held_out", ignore_errors=True)
+            if (self.root / "held_out").exists():
+                files.remove_directory(self.root / "held_out")
             (self.root / "held_out.jsonl.zst").unlink(missing_ok=True)
         return {name: SplitCounts(**task.result) for name, task in zip(names, written, strict=True)}
 
