@@ -83,8 +83,9 @@ def _batch(rows: list[tuple], schema: pa.Schema) -> pa.RecordBatch:
 @contextlib.contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer of a whole file or none; every `write_batch` makes a row group."""
-    # A dictionary of texts, which hardly ever repeat, costs a third of the speed of writing and of reading.
-    repeating: Any = [name for name in schema.names if name != "text"]
+    # A dictionary of texts and ids, which hardly ever repeat, costs a third of the speed of writing and of reading.
+    binary = pa.types.is_large_binary
+    repeating: Any = [field.name for field in schema if field.name != "text" and not binary(field.type)]
     with (
         files.replacing(path) as partial,
         pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=repeating) as writer,

@@ -18,7 +18,9 @@ from slmjax.config import TrainTokenizerConfig
 from slmjax.data.conversations import learned_bytes, render
 from slmjax.data.token_store import TokenStore, TokenStoreWriter
 from slmjax.data.tokenizer import Tokenizer, train_tokenizer
-from slmjax.data.tokenizer_words import Encoded, gathered
+from slmjax.data.tokenizer_words import Encoded, gathered, ids_dtype
+
+_BYTES = pa.large_binary()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,14 +80,8 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
     started = time.monotonic()
     output = _tokens_path(task.root, task.shard)
     tokenizer = _load(task.tokenizer, task.tokenizer_sha256)
-    token_type = pa.uint16() if tokenizer.vocab_size <= 1 << 16 else pa.uint32()
-    fields = [
-        ("ids", pa.list_(token_type)),
-        ("bytes", pa.int64()),
-        ("learned_bytes", pa.int64()),
-        ("held_out", pa.bool_()),
-    ]
-    schema = pa.schema([*fields, ("weights", pa.list_(pa.uint8()))] if task.conversations else fields)
+    fields = [("ids", _BYTES), ("bytes", pa.int64()), ("learned_bytes", pa.int64()), ("held_out", pa.bool_())]
+    schema = pa.schema([*fields, ("weights", _BYTES)] if task.conversations else fields)
     num_bytes = 0
     tokens = {"train": 0, "held_out": 0}
     with parquet_writer(output, schema) as writer:
@@ -97,10 +93,10 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
                 rows, weights = zip(*(render(messages, tokenizer) for messages in conversations), strict=True)
                 encoded = gathered(rows, tokenizer.dtype)
                 learned = pa.array(map(learned_bytes, conversations), pa.int64())
-                weight_columns = [_lists(gathered(weights, np.dtype(np.uint8)))]
+                weight_columns = [_binary(gathered(weights, np.dtype(np.uint8)))]
             else:
                 encoded = tokenizer.encode_arrays(batch.column("text"), framed=True)
-            columns = [_lists(encoded), sizes, learned, batch.column("held_out"), *weight_columns]
+            columns = [_binary(encoded), sizes, learned, batch.column("held_out"), *weight_columns]
             writer.write_batch(pa.record_batch(columns, schema=schema))
             num_bytes += int(sizes.to_numpy().sum())
             held_out = batch.column("held_out").to_numpy(zero_copy_only=False)
@@ -119,8 +115,17 @@ def _load(path: Path, sha256: str) -> Tokenizer:
     return tokenizer
 
 
-def _lists(encoded: Encoded) -> pa.ListArray:
-    return pa.ListArray.from_arrays(pa.array(encoded.offsets.astype(np.int32)), pa.array(encoded.ids))
+def _binary(encoded: Encoded) -> pa.LargeBinaryArray:
+    """Ids as bytes, a third of the time of lists of numbers in parquet."""
+    buffers = [None, pa.py_buffer(encoded.offsets * encoded.ids.itemsize), pa.py_buffer(encoded.ids)]
+    return pa.LargeBinaryArray.from_buffers(_BYTES, len(encoded.offsets) - 1, buffers)
+
+
+def _encoded(column: pa.LargeBinaryArray, dtype: np.dtype) -> Encoded:
+    _, offsets, content = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    ids = np.frombuffer(content or b"", np.uint8)[bounds[0] : bounds[-1]].view(dtype)
+    return Encoded(ids, (bounds - bounds[0]) // dtype.itemsize)
 
 
 def write_store(task: StoreTask) -> tasks.Done:
@@ -137,17 +142,18 @@ def write_store(task: StoreTask) -> tasks.Done:
         config_sha256=task.config_sha256,
         with_weights=task.conversations,
     )
+    dtype = ids_dtype(task.vocab_size)
     text_bytes = 0
     with files.naming(store), writer:
         for shard in task.shards:
             for batch in read_batches(_tokens_path(task.root, shard)):
                 side = of_side(batch, held_out=held_out)
-                ids, weights = side.column("ids"), None
+                if len(side) == 0:
+                    continue
+                encoded, weights = _encoded(side.column("ids"), dtype), None
                 if task.conversations:
-                    weights = side.column("weights").flatten().to_numpy()
-                offsets = ids.offsets.to_numpy()
-                learned = side.column("learned_bytes").to_numpy()
-                writer.add_batch(ids.flatten().to_numpy(), offsets - offsets[0], learned, weights)
+                    weights = _encoded(side.column("weights"), np.dtype(np.uint8)).ids
+                writer.add_batch(*encoded, side.column("learned_bytes").to_numpy(), weights)
                 text_bytes += int(side.column("bytes").to_numpy().sum())
     metadata = TokenStore.open(store).metadata
     outputs = sorted(store.iterdir())

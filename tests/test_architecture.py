@@ -42,7 +42,8 @@ SINGLE_IMPORTERS = {
     "grain": "slmjax.data.loader",
     "orbax": "slmjax.train.checkpoint",
     "wandb": "slmjax.train.tracking",
-    "sentencepiece": "slmjax.data.tokenizer",
+    "sentencepiece": "slmjax.data.sentencepieces",
+    "tokenizers": "slmjax.data.tokenizer_json",
 }
 
 # Part -> the only third-party packages it may import.
@@ -54,7 +55,7 @@ THIRD_PARTY = {
     "model": {"jax", "numpy", "flax"},
     "optim": {"jax", "numpy", "optax"},
     "parallel": {"jax", "numpy"},
-    "data": {"numpy", "pyarrow", "grain", "sentencepiece"},
+    "data": {"numpy", "pyarrow", "grain", "sentencepiece", "tokenizers"},
 }
 
 

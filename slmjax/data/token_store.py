@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from slmjax.data.tokenizer import Tokenizer
+from slmjax.data.tokenizer_words import ids_dtype
 
 FORMAT_VERSION = 1
 _METADATA = "metadata.json"
@@ -89,7 +90,7 @@ class TokenStoreWriter:
         self._partial = self._path.with_name(f".{self._path.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)  # of a writer that was killed
         self._partial.mkdir(parents=True)
-        self._dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self._dtype = ids_dtype(vocab_size)
         self._vocab_size = vocab_size
         self._identity = {"tokenizer_sha256": tokenizer_sha256, "config_sha256": config_sha256}
         self._with_weights = with_weights

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from slmjax.data import tokenizer as tokenizer_module
+from slmjax.data import sentencepieces
 from slmjax.data.tokenizer import ASSISTANT, END, SYSTEM, USER, Tokenizer, train_tokenizer
 
 SOURCE = '''class Stack:
@@ -61,7 +61,7 @@ def test_round_trip_is_lossless_and_text_never_becomes_control_ids(tokenizer, te
 def test_long_texts_are_cut_without_changing_tokens_at_line_breaks(tokenizer, monkeypatch):
     text = SOURCE * 5 + "\n\n\n" * 4 + SOURCE
     whole = tokenizer.encode(text)
-    monkeypatch.setattr(tokenizer_module, "_MAX_CHARACTERS", 200)
+    monkeypatch.setattr(sentencepieces, "_MAX_BYTES", 200)
     assert tokenizer.encode(text) == whole
     line = "\n\n" + "word \u2581" * 200
     assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch([line, text])] == [line, text]
