@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
@@ -211,6 +212,8 @@ class _Run:
                 files.remove_others(self.root / "work" / kind / name, {f"{shard.name}.parquet" for shard in shards})
             funnel += counts
             previous, before = name, {shard.name: _only(done) for shard, done in zip(shards, decided, strict=True)}
+        for directory in ("work/shuffle", "work/markers/shuffle"):  # of stages that an earlier config had
+            shutil.rmtree(self.root / directory, ignore_errors=True)
         if previous is not None and not any(done.kept.documents for done in counts):
             raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
         return shards, hashes, previous, before

@@ -4,6 +4,7 @@ A stage is a few phases. A phase is a task for every part of the corpus or for e
 so that none needs more memory in a larger corpus. What passes between phases is removed once the stage is done.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -283,8 +284,10 @@ class Phases:
         )
 
     def _clear(self) -> None:
-        for directory in ("work/shuffle", "work/markers/shuffle"):
-            shutil.rmtree(self._step.root / directory, ignore_errors=True)
+        for parent in (self._step.root / "work" / "shuffle", self._step.root / "work" / "markers" / "shuffle"):
+            shutil.rmtree(parent / self._step.name, ignore_errors=True)
+            with contextlib.suppress(OSError):  # a later stage's phases are there, which go on where they were
+                parent.rmdir()
 
 
 def _earlier_files(root: Path, against: Sequence[str]) -> list[Path]:
