@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines import tasks
 from data_pipelines.deduplicate import buckets
-from data_pipelines.documents import Shard
+from data_pipelines.documents import Shard, column
 from data_pipelines.engines import Engine
 from data_pipelines.stages import hashed_words
 from data_pipelines.stages.ranges import Ranges
@@ -101,10 +100,9 @@ def scatter(task: ClusterTask) -> tasks.Done:
     started = time.monotonic()
     assert task.shard is not None
     path = task.root / "work" / "decisions" / f"{task.shard.name}.parquet"
-    table = pq.read_table(path, columns=["reason", "duplicate_of"], use_threads=False)
-    others = table.column("duplicate_of").combine_chunks()
+    reasons, others = column(path, "reason"), column(path, "duplicate_of")
     rows = np.flatnonzero(others.is_valid().to_numpy(zero_copy_only=False))
-    encoded = table.column("reason").combine_chunks().take(pa.array(rows)).dictionary_encode()
+    encoded = reasons.take(pa.array(rows)).dictionary_encode()
     numbers = [task.stages.index(reason.partition(".")[0]) for reason in encoded.dictionary.to_pylist()]
     ids = Texts.from_array(others.take(pa.array(rows)))
     entries = np.zeros(len(rows), _ENTRY)

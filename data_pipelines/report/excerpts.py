@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_pipelines import stages, tasks
-from data_pipelines.documents import Shard
+from data_pipelines.documents import Shard, column
 from data_pipelines.measuring import measure_path
 from data_pipelines.report import bounds, highlights
 from data_pipelines.report.highlights import Span
@@ -60,9 +60,9 @@ class LocateTask(tasks.Task):
 def locate(task: LocateTask) -> tasks.Done:
     """The result has the rows of the ids that are there."""
     started = time.monotonic()
-    path = task.root / "work" / "decisions" / f"{task.shard.name}.parquet"
+    path = _decisions(task)
     wanted, rows = set(task.ids), {}
-    for row, name in enumerate(pq.read_table(path, columns=["id"], use_threads=False).column(0).to_pylist()):
+    for row, name in enumerate(column(path, "id").to_pylist()):
         if name in wanted:
             rows.setdefault(name, row)
     return tasks.finish(task, [], {"rows": rows}, started=started)
@@ -74,21 +74,20 @@ def read(task: ExcerptTask) -> tasks.Done:
     rows = sorted({wanted.row for wanted in task.wanted})
     found = _rows(task.root / "work" / "read" / f"{task.shard.name}.parquet", rows, ["text"])
     texts = {row: each["text"] for row, each in zip(rows, found, strict=True)}
-    decisions = pq.read_table(
-        task.root / "work" / "decisions" / f"{task.shard.name}.parquet",
-        columns=["id", "duplicate_of"],
-        use_threads=False,
-    )
+    decisions = dict(zip(rows, _rows(_decisions(task), rows, ["id", "duplicate_of"]), strict=True))
     measured = {
         stage: _attributes(task, stage, sorted({wanted.row for wanted in task.wanted if wanted.kind.stage == stage}))
         for stage in {wanted.kind.stage for wanted in task.wanted if wanted.kind.fate != "compare"}
     }
     excerpts = []
     for wanted in task.wanted:
-        (decision,) = decisions.slice(wanted.row, 1).to_pylist()
         row = measured.get(wanted.kind.stage, {}).get(wanted.row, {})
-        excerpts.append({**decision, **_excerpt(task, wanted, texts[wanted.row], row)})
+        excerpts.append({**decisions[wanted.row], **_excerpt(task, wanted, texts[wanted.row], row)})
     return tasks.finish(task, [], {"excerpts": excerpts}, started=started)
+
+
+def _decisions(task: ExcerptTask | LocateTask) -> Path:
+    return task.root / "work" / "decisions" / f"{task.shard.name}.parquet"
 
 
 def _excerpt(task: ExcerptTask, wanted: Wanted, text: str, row: dict[str, Any]) -> dict[str, Any]:

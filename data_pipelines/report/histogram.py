@@ -14,6 +14,7 @@ _WIDTH, _HEIGHT = 360, 168
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 352, 18, 140
 _MOST_BINS = 48
 _LOG_FROM = 32  # numbers that reach so far are shown on a logarithmic axis
+_LEAST = 1e-200  # smaller numbers are shown as zero
 _PER_OCTAVE = 64  # bins of a sketch: edges of the plot's bins must be edges of these
 
 
@@ -96,6 +97,7 @@ def _axis(sketch: Sketch, bounds: Sequence[float]) -> _Axis:
         positive = [middle for middle, _ in sketch.middles() if middle > 0] + [bound for bound in bounds if bound > 0]
         first = math.floor(math.log2(max(min(positive), low, 1.0 if sketch.whole else 0.0)))
         last = math.ceil(math.log2(high * 1.0001))
+        first = max(first, last - _MOST_BINS)
         steps = next((steps for steps in (8, 4, 2) if (last - first) * steps <= _MOST_BINS), 1)
         edges: list[float] = []
         for octave in range(first, last):
@@ -104,6 +106,7 @@ def _axis(sketch: Sketch, bounds: Sequence[float]) -> _Axis:
             edges += [2.0**octave * (1 + i / parts) for i in range(parts)]
         return _Axis(np.array([*edges, 2.0**last]), True, 0 in sketch.bins)
     most = max(abs(low), abs(high))
+    most = most if most > _LEAST else 0.0
     finest = 2.0 ** (math.floor(math.log2(most)) - math.log2(_PER_OCTAVE)) if most else 1.0
     finest = max(finest, 1.0) if sketch.whole else finest
     width = max(finest, 2.0 ** math.ceil(math.log2(max(high - low, finest) / _MOST_BINS)))

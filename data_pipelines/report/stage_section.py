@@ -69,6 +69,8 @@ def compared(old: dict[str, Any], new: dict[str, Any] | None, config: StageConfi
     changes = differences.compare(old["text"], new["text"])
     if all(kind == "same" for kind, _ in changes):
         line.append("; the texts begin alike")
+    else:
+        line += [". ", element("del", "Only in the dropped one"), ", ", element("ins", "only in the kept one"), "."]
     return joined([element("p", *line), texts.difference(_shortened(changes))])
 
 

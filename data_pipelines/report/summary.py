@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines import files, tasks
-from data_pipelines.documents import Shard, column
+from data_pipelines.documents import Shard, column, read_batches
 from data_pipelines.measuring import measure_path
 from data_pipelines.report import bounds
 from data_pipelines.report.samples import Kind, Sample, choose, merge
@@ -25,6 +25,7 @@ from data_pipelines.verdicts import verdicts_path
 from slmjax.config import PassageDedupConfig, SubstringDedupConfig
 from slmjax.config.pipeline import StageConfig
 
+_CHOSEN = pa.schema([("bytes", pa.int64()), ("held_out", pa.bool_())])
 _CHANGES = ("removed_", "masked_")
 _NO_MEASUREMENT = ("id", "noise")
 _MOST_VALUES = 200  # of an attribute that is a word; the rest count together
@@ -115,16 +116,12 @@ def summarise(task: SummaryTask) -> tasks.Done:
     """Writes the summary of a shard."""
     started = time.monotonic()
     root, shard = task.root, task.shard
-    decisions = pq.read_table(
-        root / "work" / "decisions" / f"{shard.name}.parquet",
-        columns=["id", "reason", "duplicate_of"],
-        use_threads=False,
-    )
+    decisions = root / "work" / "decisions" / f"{shard.name}.parquet"
     names = [name for name, _ in task.stages]
-    codes, reasons = _reasons(decisions.column("reason").combine_chunks())
+    codes, reasons = _reasons(column(decisions, "reason"))
     until = np.array([*(names.index(reason.partition(".")[0]) for reason in reasons), len(names)])[codes]
     alive = until == len(names)
-    ids = Texts.from_array(decisions.column("id").combine_chunks())
+    ids = Texts.from_array(column(decisions, "id"))
     hashes = Ranges(ids, ids.starts, ids.ends).hashes
     samples: list[tuple[Kind, list[Sample]]] = []
     for number, reason in enumerate(reasons):
@@ -150,14 +147,14 @@ def summarise(task: SummaryTask) -> tasks.Done:
                 kind = Kind(fate, name)
                 samples.append((kind, choose(kind, task.part, np.flatnonzero(rows), hashes)))
     read = column(root / "work" / "read" / f"{shard.name}.parquet", "bytes").to_numpy()
-    chosen = pq.read_table(documents_path(root, shard), columns=["bytes", "held_out"], use_threads=False)
-    sizes, held_out = chosen.column("bytes").to_numpy(), chosen.column("held_out").to_numpy()
+    chosen = pa.Table.from_batches(read_batches(documents_path(root, shard), ["bytes", "held_out"]), _CHOSEN)
+    sizes, held_out = (each.to_numpy() for each in chosen.columns)
     sides = {"train": sizes[~held_out], "held_out": sizes[held_out]}
     content = {
         "attributes": attributes,
         "lengths": {"read": Sketch.of(read).content(), "selected": Sketch.of(sizes).content()},
         "selected": {side: [len(of_side), int(of_side.sum())] for side, of_side in sides.items()},
-        "duplicates": len(decisions) - decisions.column("duplicate_of").null_count,
+        "duplicates": shard.documents - column(decisions, "duplicate_of").null_count,
         "samples": [(list(kind), [list(sample) for sample in found]) for kind, found in samples],
     }
     output = summary_path(root, shard)
@@ -165,9 +162,9 @@ def summarise(task: SummaryTask) -> tasks.Done:
     return tasks.finish(task, [output], {}, started=started)
 
 
-def _reasons(column: pa.Array) -> tuple[np.ndarray, list[str]]:
+def _reasons(given: pa.Array) -> tuple[np.ndarray, list[str]]:
     """Number of the reason of each document, among the different ones in order; -1, which is the last, for none."""
-    encoded = column.dictionary_encode()
+    encoded = given.dictionary_encode()
     reasons = encoded.dictionary.to_pylist()
     order = sorted(range(len(reasons)), key=reasons.__getitem__)
     numbers = np.full(len(reasons) + 1, -1)
@@ -186,9 +183,8 @@ def _cut(root: Path, name: str, config: StageConfig, shard: Shard) -> np.ndarray
 def _columns(path: Path) -> Iterator[tuple[str, np.ndarray | pa.Array]]:
     """The attributes of a shard that are numbers, also several for a document, or words."""
     fields = [field for field in pq.read_schema(path) if field.name not in _NO_MEASUREMENT]
-    table = pq.read_table(path, columns=[field.name for field in fields if _is_shown(field.type)], use_threads=False)
-    for name in table.column_names:
-        values = table.column(name).combine_chunks()
+    for name in (field.name for field in fields if _is_shown(field.type)):
+        values = column(path, name)
         if pa.types.is_string(values.type):
             yield name, values
         elif pa.types.is_fixed_size_list(values.type):
