@@ -205,7 +205,7 @@ def write_corpus(folder: Path) -> None:
         "nulls.jsonl": LINES[0] + b"\0" * 5000 + b"\n" + b'{"text": "a\\u0000b"}\n' + LINES[1],
         "surrogates.jsonl": b'{"text": "\\ud800"}\n{"text": "\\udc00\\ud800"}\n{"text": "\xed\xa0\x80"}\n' + LINES[0],
         "deep.jsonl": b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n" + b'{"a":' * 2000 + b"1" + b"}" * 2000,
-        "numbers.jsonl": b'{"text": 7}\n{"text": 1e999}\n{"text": NaN}\n{"text": true}\n{"text": null}\n{}\n[]\n"text"\n',
+        "numbers.jsonl": b'{"text": 7}\n{"text": 1e999}\n{"text": NaN}\n{"text": true}\n{"text": null}\n[]\n"text"\n',
         "huge_number.jsonl": b'{"text": ' + b"9" * 5000 + b"}\n" + LINES[0],
         "twice.jsonl": b'{"text": "first", "text": "second of one name"}\n',
         "empty.jsonl": b"",

@@ -117,9 +117,13 @@ def test_a_damaged_page_of_parquet_costs_its_row_group(tmp_path):
 
 
 def test_a_damaged_batch_of_an_arrow_file_costs_itself(tmp_path):
-    path = write(tmp_path / "file.arrow", texts(30), rows=10)
+    path = tmp_path / "file.arrow"
+    values = texts(30)["text"].to_pylist()
+    with pa.ipc.new_file(path, texts(30).schema) as writer:
+        for start in (0, 10, 20):
+            writer.write_batch(pa.record_batch({"text": values[start : start + 10]}))
     content = bytearray(path.read_bytes())
-    place = content.index(b"text 11 ") - 64  # the offsets of the second batch
+    place = content.index(b"text 11 ") - 44  # among the offsets of the second batch
     content[place : place + 20] = b"\x7f" * 20
     path.write_bytes(content)
     documents, rejects = read(path)
