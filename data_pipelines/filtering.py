@@ -80,12 +80,14 @@ def measure(
         pending = tuple(planned[name][i] for name in planned if done[name][i] is None)
         works.append(ShardWork(root=root, shard=shard, filters=tuple(filters.items()), pending=pending))
         if not pending:
-            step.advance(tasks.Done(outputs={}, result={}, seconds=None))
+            extent = tasks.Extent(shard.bytes, shard.documents)
+            step.advance(tasks.Done(outputs={}, result={}, seconds=None, extent=extent))
     busy = [i for i, work in enumerate(works) if work.pending]
     for i, finished in zip(busy, engine.map(_filter_shard, [works[i] for i in busy]), strict=True):
         for task, now in zip(works[i].pending, finished, strict=True):
             done[task.step][i] = now
-        step.advance(tasks.Done(outputs={}, result={"bytes": shards[i].bytes}, seconds=0.0))
+        extent = tasks.Extent(shards[i].bytes, shards[i].documents)
+        step.advance(tasks.Done(outputs={}, result={}, seconds=0.0, extent=extent))
     finished = {name: [task for task in of_shards if task is not None] for name, of_shards in done.items()}
     if not rewritten:
         return Filtered(attributes=finished, shards=list(shards), hashes=dict(hashes))

@@ -153,8 +153,9 @@ class Reporter:
 
     @contextlib.contextmanager
     def _bar(self, step: Step) -> Iterator[None]:
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), _StepColumn(step))
-        with Progress(*columns, console=self._console, transient=True, expand=True) as bar:
+        width = min(max(self._console.width - 90, 5), 40)  # the words come first
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=width), _StepColumn(step))
+        with Progress(*columns, console=self._console, transient=True) as bar:
             shown = bar.add_task(step.phases[-1].name, total=1.0)
 
             def draw() -> None:

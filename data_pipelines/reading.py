@@ -167,6 +167,7 @@ def read_unit(task: ReadTask) -> tasks.Done:
         "changes": dict(sorted(changes.items())),
         "bytes": sum(shard.bytes for shard in shards),
         "documents": sum(shard.documents for shard in shards),
+        "files": [[file.name, file.span and dataclasses.asdict(file.span)] for file in task.unit],
     }
     return tasks.finish(task, outputs, result, started=started)
 

@@ -1,5 +1,7 @@
 """`slmjax data`: raw text to token stores, and what one asks of them."""
 
+import io
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +42,74 @@ def run_pipeline(files: Files, overrides: Overrides = []) -> None:  # noqa: B006
     except stopping.Stopped as stopped:
         typer.echo(f"slmjax: {stopped}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def inspect(
+    place: Annotated[
+        str, typer.Argument(metavar="DIR", help="A pipeline's output, parquet or jsonl files, or a token store.")
+    ],
+    step: Annotated[
+        str | None, typer.Option(help="Documents that reached this stage; quarantine: records that were not usable.")
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Dropped by this rule, stage or stage.rule.", metavar="RULE")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Of this source.", metavar="NAME")] = None,
+    kept: Annotated[bool | None, typer.Option("--kept/--dropped", help="Only what was kept, or dropped.")] = None,
+    sort: Annotated[str | None, typer.Option(help="Lowest first: bytes, words, ...", metavar="ATTRIBUTE")] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="Highest first.")] = False,
+    limit: Annotated[int | None, typer.Option(help="So many documents; 0 is all.", min=0)] = None,
+    sample: Annotated[int | None, typer.Option(help="Documents at random, by this seed.", metavar="SEED")] = None,
+    where: Annotated[
+        list[str],
+        typer.Option(help="A condition such as 'words<100'; may be given several times.", metavar="CONDITION"),
+    ] = [],  # noqa: B006
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show where tokens end.")] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="Its model, where it is not found by itself.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Of files: the field of the text.")] = None,
+    excerpt: Annotated[int, typer.Option(help="Characters of each text.", min=1)] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="Lines for programs.")] = False,
+) -> None:
+    """Show documents and what is known of them; without options a summary: funnel, attributes, where things lie."""
+    from data_pipelines.inspection.inspect import show_documents, show_summary
+    from data_pipelines.inspection.query import Query
+
+    console = _console()
+    asked = (step, reason, source, kept, sort, limit, sample)
+    if not (any(each is not None for each in asked) or where or tokens):
+        show_summary(place, console, as_json=as_json, tokenizer=tokenizer, text_field=text_field)
+        return
+    query = Query(
+        kept=kept,
+        reason=reason,
+        source=source,
+        where=tuple(where),
+        sort=sort,
+        descending=descending,
+        sample=sample,
+        limit=10 if limit is None else limit or None,
+        excerpt=excerpt,
+        tokens=tokens,
+    )
+    show_documents(place, query, console, step=step, as_json=as_json, tokenizer=tokenizer, text_field=text_field)
+
+
+@app.command()
+def explain(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A pipeline's output.")],
+    document: Annotated[
+        str, typer.Argument(metavar="ID", help="Of a document, or how it begins; FILE:RECORD for one in quarantine.")
+    ],
+    original: Annotated[
+        bool, typer.Option(help="Read its input again, up to it, to show what normalising changed.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Tell a document's whole path: input, every stage with values and bounds, duplicates, split, tokens, store."""
+    from data_pipelines.inspection.path import show
+
+    show(directory.expanduser(), document, _console(), as_json=as_json, original=original)
 
 
 @app.command()
@@ -129,3 +199,12 @@ def train_quality(files: Files, overrides: Overrides = []) -> None:  # noqa: B00
     from slmjax.config import QualityTrainingConfig
 
     train(load(files, overrides, root=QualityTrainingConfig).config)
+
+
+def _console() -> Any:
+    """A console that writes any text, whatever the encoding of the terminal."""
+    from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(highlight=False)
