@@ -102,8 +102,8 @@ def test_several_processes_are_refused(run, monkeypatch):
 
 
 def test_the_verb_writes_scores_that_a_pipeline_can_read(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_start_jax", lambda: None)
-    monkeypatch.setattr(cli, "_load_run", lambda files, overrides: type("Loaded", (), {"config": run}))
+    monkeypatch.setattr(cli.data, "start_jax", lambda: None)
+    monkeypatch.setattr(cli.data, "load_run", lambda files, overrides: type("Loaded", (), {"config": run}))
     (tmp_path / "documents").mkdir()
     for name, texts in (("a", TEXTS[:3]), ("b", [])):
         ids = pa.array([f"{name}{i}" for i in range(len(texts))], pa.string())

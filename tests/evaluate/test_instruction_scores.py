@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from trained_run import TEXTS, make_trained_run
+from typer.testing import CliRunner
 
+from slmjax import cli, model
 from slmjax import config as c
-from slmjax import model
 from slmjax.data.conversations import render
 from slmjax.data.tokenizer import ASSISTANT
 from slmjax.evaluate import adapter_gradients as adapters
@@ -288,3 +292,37 @@ def test_matrices_of_projections():
 def test_a_target_without_anything_to_learn_is_refused(run):
     with pytest.raises(ValueError, match="target 'near' has no conversation of which a row of 64 learns"):
         InfluenceScorer(run, INFLUENCE, {"near": [TALKS[4]]})
+
+
+def test_the_verb_writes_every_metric(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.data, "start_jax", lambda: None)
+    monkeypatch.setattr(cli.data, "load_run", lambda files, overrides: type("Loaded", (), {"config": run}))
+    (tmp_path / "documents").mkdir()
+    rows = [{"id": f"t{i}", "text": messages[-1]["content"], "messages": messages} for i, messages in enumerate(TALKS)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "documents/a.parquet")
+    (tmp_path / "influence.gin").write_text(
+        "InfluenceConfig.targets = (@TargetConfig(),)\nTargetConfig.name = 'own'\nInfluenceConfig.dimensions = 16\n"
+        f"TargetConfig.path = '{tmp_path}/documents'\nInfluenceConfig.projections = ('w_v',)\n"
+    )
+
+    def score(metric):
+        output = tmp_path / "scores" / Path(metric).stem
+        options = {"--documents": tmp_path / "documents", "--output": output, "--metric": metric}
+        arguments = ["data", "score", "run.gin", *(str(each) for pair in options.items() for each in pair)]
+        done = CliRunner().invoke(cli.app, arguments)
+        if done.exception is not None:
+            raise done.exception
+        return pq.read_table(output / "a.parquet")
+
+    ifd = score("ifd")
+    assert ifd.column_names == ["id", "loss", "answer_loss", "ifd", "tokens"]
+    assert ifd.column("ifd").to_pylist() == pytest.approx(AnswerScorer(run).score(TALKS)["ifd"].tolist(), rel=1e-5)
+    assert score("embedding").schema.field("embedding").type.list_size == run.model.width
+    influence = score(str(tmp_path / "influence.gin"))
+    assert influence.column_names == ["id", "influence", "influence_own"]
+    assert influence.column("influence").to_pylist()[4] == -1.0
+    with pytest.raises(ValueError, match="--metric must be likelihood, ifd, embedding or a Gin file"):
+        score("perplexity")
+    pq.write_table(pa.table({"id": ["x"], "text": ["y"]}), tmp_path / "documents/a.parquet")
+    with pytest.raises(ValueError, match="has no column messages; it holds no conversations"):
+        score("ifd")
