@@ -16,7 +16,17 @@ from data_pipelines import files
 from data_pipelines.engines import Engine
 from slmjax.config.resolved import to_json
 
-_LIBRARIES = ("ftfy", "numpy", "orjson", "py3langid", "pyarrow", "sentencepiece", "zstandard")
+_LIBRARIES = (
+    "fastwarc",
+    "ftfy",
+    "numpy",
+    "orjson",
+    "py3langid",
+    "pyarrow",
+    "resiliparse",
+    "sentencepiece",
+    "zstandard",
+)
 
 
 class Extent(NamedTuple):
