@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from slmjax.cli import data as data_verbs
+from slmjax.cli import tokenizer as tokenizer_verbs
 from slmjax.cli.options import INTERRUPTED, Files, Overrides, Step, load, load_run, start_jax
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_verbs.app, name="data")
+app.add_typer(tokenizer_verbs.app, name="tokenizer")
 
 
 def main() -> None:

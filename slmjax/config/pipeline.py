@@ -56,6 +56,7 @@ class TrainTokenizerConfig:
 
     Attributes:
       user_symbols: strings that are always one piece.
+      split_digits: make every digit a token of its own.
       pieces_across_words: let pieces span spaces and mix letters with punctuation.
       max_passages: train on a random sample of this many passages (of at most 4,000 characters); None is all.
       seed: of that sample.
@@ -65,6 +66,7 @@ class TrainTokenizerConfig:
     model_type: Literal["bpe", "unigram"] = "bpe"
     user_symbols: tuple[str, ...] = ()
     character_coverage: float = 0.9995
+    split_digits: bool = True
     pieces_across_words: bool = False
     max_passages: int | None = 25_000
     seed: int = 0

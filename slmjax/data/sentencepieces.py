@@ -3,6 +3,7 @@
 import io
 import itertools
 import random
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -114,6 +115,11 @@ def train_model(
     seed: int,
 ) -> bytes:
     """A model file, as `slmjax.data.tokenizer.train_tokenizer` describes it."""
+    controls = [SYSTEM, USER, ASSISTANT, END]
+    for symbol in user_symbols:
+        if not symbol or symbol in (PAD, UNK, BOS, EOS, *controls) or re.fullmatch(r"<0x[0-9A-F]{2}>", symbol):
+            raise ValueError(f"user_symbols must not be empty, nor names of control symbols or bytes; got {symbol!r}")
+        require_utf8(symbol)
     model = io.BytesIO()
     passages = _passages(texts)
     try:
@@ -130,8 +136,8 @@ def train_model(
             unk_piece=UNK,
             bos_piece=BOS,
             eos_piece=EOS,
-            control_symbols=[SYSTEM, USER, ASSISTANT, END],
-            user_defined_symbols=[*map(_written, user_symbols), "\t", *_LINE_BREAKS],
+            control_symbols=controls,
+            user_defined_symbols=list(dict.fromkeys([*map(_written, user_symbols), "\t", *_LINE_BREAKS])),
             character_coverage=character_coverage,
             normalization_rule_name="identity",
             add_dummy_prefix=False,

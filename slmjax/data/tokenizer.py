@@ -42,6 +42,11 @@ class Tokenizer:
         self.eos_id: int = self._model.eos_id
         self.dtype = ids_dtype(self.vocab_size)
 
+    @property
+    def is_sentencepiece(self) -> bool:
+        """Whether it is a SentencePiece model, and no tokenizer.json."""
+        return isinstance(self._model, SentencePieceModel)
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Tokenizer":
         """Reads a model file; environment variables and ~ in `path` are expanded.

@@ -96,7 +96,7 @@ class WordEncoder:
     ):
         self._apart = ~joined
         self._encode = encode
-        self._frame = np.array(frame, dtype)
+        self._frame = np.array(frame, np.int64).astype(dtype)  # -1 of a model that lacks one of them
         self._dtype = dtype
         self._cache = _no_words(dtype)
 

@@ -1,0 +1,1 @@
+"""What one does with tokenizers besides training them: compare them on text, drop pieces."""
