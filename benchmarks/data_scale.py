@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+COUNTS = (1, 2, 4, 8, 16)  # of workers
 SUPPORT = Path(__file__).parents[1] / "tests" / "support"
 
 
@@ -113,7 +114,7 @@ def child(mode: str, folder: Path) -> None:
     from data_pipelines import run as pipeline
 
     config = pickle.loads((folder / "config.pickle").read_bytes())
-    maps: list[list[float]] = []
+    maps: list[tuple[str, list[float]]] = []
     if mode == "tasks":
         pipeline.LocalEngine = lambda _: Recording(maps)
     began, before = time.perf_counter(), time.process_time()
@@ -130,7 +131,7 @@ def child(mode: str, folder: Path) -> None:
 class Recording:
     """An engine that is this process, and notes the CPU time of every task."""
 
-    def __init__(self, maps: list[list[float]]):
+    def __init__(self, maps: list[tuple[str, list[float]]]):
         self._maps = maps
 
     def __enter__(self) -> "Recording":
@@ -140,11 +141,12 @@ class Recording:
         pass
 
     def map(self, function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
-        self._maps.append([])
+        seconds: list[float] = []
+        self._maps.append((function.__name__, seconds))
         for task in tasks:
             before = time.process_time()
             result = function(task)
-            self._maps[-1].append(time.process_time() - before)
+            seconds.append(time.process_time() - before)
             yield result
 
 
@@ -260,13 +262,20 @@ def tasks(args: argparse.Namespace, folder: Path) -> None:
     """CPU time of every task, and what it says of workers: tasks of a step run at once, steps one after the other."""
     corpus = prepare(args.texts, folder, int(args.megabytes * 1e6))
     measured = measure(config_of(corpus, folder / "out", num_workers=1), folder, mode="tasks")
-    total = sum(map(sum, measured["maps"]))
-    serial = measured["driver_cpu"] - total
-    print(f"{args.megabytes:.0f} MB of text: {total:.1f} s CPU in tasks, {serial:.1f} s between them (the driver)\n")
-    print("| workers | s | times |\n|---|---|---|")
-    for number in (1, 2, 4, 8, 16):
-        seconds = serial + sum(makespan(each, number) for each in measured["maps"])
-        print(f"| {number} | {seconds:.1f} | {measured['driver_cpu'] / seconds:.2f} |")
+    maps = measured["maps"]
+    serial = measured["driver_cpu"] - sum(sum(seconds) for _, seconds in maps)
+    print(f"{args.megabytes:.0f} MB of text, CPU seconds in tasks, and between them in the driver\n")
+    print(f"| tasks | number | {' | '.join(map(str, COUNTS))} workers |\n|---|---|{'---|' * len(COUNTS)}")
+    totals = [serial] * len(COUNTS)
+    for name in dict.fromkeys(name for name, _ in maps):
+        of = [seconds for other, seconds in maps if other == name]
+        spans = [sum(makespan(seconds, number) for seconds in of) for number in COUNTS]
+        totals = [total + span for total, span in zip(totals, spans, strict=True)]
+        if spans[0] > 0.05:
+            print(f"| {name} | {sum(map(len, of))} | {' | '.join(f'{span:.2f}' for span in spans)} |")
+    print(f"| driver | | {' | '.join([f'{serial:.2f}'] * len(COUNTS))} |")
+    print(f"| together | | {' | '.join(f'{total:.2f}' for total in totals)} |")
+    print(f"| times | | {' | '.join(f'{totals[0] / total:.2f}' for total in totals)} |")
 
 
 def makespan(seconds: Sequence[float], number: int) -> float:
@@ -343,7 +352,7 @@ def kill_once(config: Any, folder: Path, victim: str, delay: float) -> str:
     lost = "a worker process was killed" in " ".join(log.split())
     if status not in (0, -signal.SIGKILL) and not (status == 1 and lost):
         raise SystemExit(f"a run ended with status {status}:\n{log}")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120  # Ray's own processes take their time
     while any(is_alive(each) for each in everything):
         if time.monotonic() > deadline:
             raise SystemExit(f"of the killed run are left {[each for each in everything if is_alive(each)]}")
