@@ -103,13 +103,14 @@ def _stages(output: Output, place: Place, text: str) -> list[dict[str, Any]]:
             (why,) = take(verdicts_path(output.root, last, other.shard), [other.row], ["reason"])
             given_way[why["reason"].partition(".")[0]].append(other)
     for name, config in output.stages.items():
-        stage: dict[str, Any] = {"stage": name, "attributes": _attributes(output, name, place)}
+        decided = name in output.finished  # else what lies there is of an earlier run
+        stage: dict[str, Any] = {"stage": name, "attributes": _attributes(output, name, place) if decided else []}
         told.append(stage)
         if isinstance(config, RewriteConfig):
             changed = stages.rewrite(config, texts)[0]
             stage["changes"] = changes(texts.strings[0], changed.strings[0])
             texts = changed
-        if name not in output.finished:
+        if not decided:
             stage["outcome"] = "not yet decided"
             continue
         (verdict,) = take(verdicts_path(output.root, name, place.shard), [place.row])

@@ -170,6 +170,8 @@ def _condition(corpus: Corpus, text: str) -> tuple[str, str, Any]:
 
 def _holds(values: pa.Array, operator: str, wanted: Any) -> np.ndarray:
     """Of a few numbers one is enough; of what is not known nothing holds."""
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), bool)
     if pa.types.is_fixed_size_list(values.type):
         size = values.type.list_size
         each = _holds(values.flatten(), operator, wanted)

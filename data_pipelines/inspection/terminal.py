@@ -78,7 +78,7 @@ def as_json(record: Record) -> dict[str, Any]:
 def show_output(console: Console, output: Output, stages: dict[str, dict[str, Range]]) -> None:
     """The summary of a pipeline's output: where things lie, funnel, what was measured."""
     _line(console, visible(output.root), "bold")
-    steps = ["read", *output.stages, "select", "stores"]
+    steps = ["read", "measure", *output.stages, "select", "tokenise", "stores"]
     left = [step for step in steps if step not in output.finished]
     if output.complete:
         _line(console, "finished")
@@ -89,7 +89,11 @@ def show_output(console: Console, output: Output, stages: dict[str, dict[str, Ra
             "yellow",
         )
         if (output.root / "manifest.json").is_file():
-            _line(console, "manifest.json, the stores and all that follows that step are of an earlier run", "yellow")
+            _line(
+                console,
+                "manifest.json, the stores and whatever else comes after that step are of an earlier run",
+                "yellow",
+            )
     for name, what in _PLACES.items():
         if (output.root / name).exists():
             _line(console, f"  {name:<20} {what}")
