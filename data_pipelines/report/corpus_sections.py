@@ -61,9 +61,9 @@ def _summed(rows: Sequence[Sequence[tuple[int, int, int]]]) -> list[tuple[int, i
 def _token_row(name: Html, sides: Sequence[tuple[int, int, int]], most: int) -> tuple[Any, ...]:
     all_bytes, all_tokens = sum(side[1] for side in sides), sum(side[2] for side in sides)
     cells: list[Any] = [name, all_tokens, page.bar(all_tokens / most) if most else ""]
-    cells.append(f"{all_bytes / all_tokens:.3f}" if all_tokens else "")
+    cells.append(round(all_bytes / all_tokens, 3) if all_tokens else "")
     for documents, num_bytes, number_of_tokens in sides:
-        cells += [documents, f"{num_bytes / 1e6:,.2f}", number_of_tokens]
+        cells += [documents, round(num_bytes / 1e6, 3), number_of_tokens]
     return tuple(cells)
 
 

@@ -47,7 +47,7 @@ def _table(steps: Sequence[StepCounts]) -> Html:
         )
         before = left
     header = ("stage", "documents left", "", "of all", "MB", "of all", "dropped", "reasons, changes")
-    return page.table(header, rows)
+    return element("div", page.table(header, rows), class_="funnel")
 
 
 def _bar(left: int, before: int, came_in: int) -> Html:

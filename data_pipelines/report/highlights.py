@@ -50,9 +50,10 @@ def removed_lines(before: str, after: str) -> list[Span]:
     spans = []
     for start, end, line in _parts(_LINE, before):
         line = line.strip()
-        if line and not left[line]:
+        if left[line]:
+            left[line] -= 1
+        elif line:
             spans.append((start, end))
-        left[line] -= 1
     return spans
 
 

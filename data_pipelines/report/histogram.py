@@ -155,6 +155,7 @@ def _x_ticks(axis: _Axis) -> list[str]:
             if (high - low) / (m * 10.0**power) <= 6
         )
         values = [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+        values = [value for value in values if value < high or not axis.of_numbers]
     parts = []
     for value in values:
         x = axis.place(value + (0.5 if axis.of_numbers else 0))

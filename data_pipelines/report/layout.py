@@ -20,7 +20,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --kept: #4f9bd0; --dropped: #e8803c; --hit: #6b3f14; --out: #6b2a24;
   --in: #1d5230; } }
 body { overflow-wrap: break-word; } h1 { overflow-wrap: anywhere; } h2, h3 { scroll-margin-top: 1rem; }
-td bdi { display: inline-block; max-width: 18rem; overflow-wrap: anywhere; }
+td bdi { display: inline-block; max-width: 18rem; }
+.funnel td:last-child { min-width: 17rem; } .share, th { white-space: nowrap; }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; margin-bottom: 1rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: 0.8rem; }
 .cards div { background: var(--panel); border-radius: 6px; padding: 0.7rem 0.9rem; }

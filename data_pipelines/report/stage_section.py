@@ -80,7 +80,7 @@ def _shortened(changes: Sequence[differences.Change]) -> list[differences.Change
     room = 900
     for kind, text in changes:
         if room <= 0:
-            return [*short, ("same", " …")]
+            break
         cut = text if len(text) <= room else text[:room] + " …"
         short.append((kind, cut))
         room -= len(cut)
@@ -156,5 +156,5 @@ def _value_row(value: str, counts: Sequence[int], totals: Sequence[int], allowed
     cells: list[Any] = [element("strong", shown) if value in allowed else shown]
     for count, total in zip(counts, totals, strict=True):
         share = count / max(total, 1)
-        cells += [count, joined([page.bar(share / 2), f" {share:.1%}"])]
+        cells += [count, element("span", page.bar(share / 4), f" {share:.1%}", class_="share")]
     return tuple(cells)

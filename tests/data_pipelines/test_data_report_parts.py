@@ -170,15 +170,15 @@ def test_the_similarity_of_least_hashes_is_near_the_true_one():
 
 
 def test_removed_lines_are_those_that_the_other_text_lacks():
-    before = "keep\n  spaced \ngone\nkeep\nkeep"
+    before = "keep\n  spaced \ngone\nkeep\nkeep\n\ngone"
     spans = highlights.removed_lines(before, "keep\nspaced\nkeep")
-    assert [before[start:end] for start, end in spans] == ["gone", "keep"]
+    assert [before[start:end] for start, end in spans] == ["gone", "keep", "gone"]
 
 
 def test_clusters_are_counted_as_they_are(tmp_path):
     texts = [f"the text of number {i} and a few more words" for i in range(12) for _ in range(1 + i // 3)]
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(orjson.dumps({"text": text}) for text in texts))
-    for number, settings in enumerate(({}, {"shard_bytes": 100, "worker_bytes": 64})):
+    for number, (shard_bytes, worker_bytes) in enumerate([(1 << 20, 1 << 20), (100, 64)]):
         config = c.PipelineConfig(
             output_dir=str(tmp_path / str(number)),
             sources=(c.FilesSourceConfig(paths=(str(tmp_path / "in.jsonl"),)),),
@@ -186,7 +186,8 @@ def test_clusters_are_counted_as_they_are(tmp_path):
             tokenizer=c.TrainTokenizerConfig(vocab_size=360),
             split=c.SplitConfig(held_out_fraction=0.0),
             num_workers=1,
-            **settings,
+            shard_bytes=shard_bytes,
+            worker_bytes=worker_bytes,
         )
         run(config, console=Console(file=io.StringIO()))
         marker = orjson.loads((tmp_path / str(number) / "work/markers/report/clusters/clusters.json").read_bytes())
