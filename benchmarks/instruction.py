@@ -9,7 +9,7 @@
 `plant` writes noisy.jsonl, truth.jsonl (what was done to each line) and the configs. One answer in 25 is changed in
 each of the ways of KINDS. `score` runs everything on them with the checkpoint; `report` prints which share of each kind
 every method drops, and how well each score tells it from clean conversations. `ablate` tunes the same new model on the
-half that was selected and on a random half, three seeds each, and measures both on clean questions that none of them saw.
+half that was selected and on a random half, three seeds each, and measures both on clean questions that none has seen.
 """
 
 import argparse

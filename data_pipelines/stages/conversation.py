@@ -57,8 +57,8 @@ def _measure_one(config: ConversationFilterConfig, messages: Messages) -> dict[s
             small = text.lower().replace("\u2019", "'").strip()
             asked, answered = question.lower().split(), text.lower().split()
             found["echoes"] += answered == asked
-            found["refusals"] += small.startswith(tuple(phrase.lower() for phrase in config.refusals))
-            found["boilerplate"] += any(phrase.lower() in small for phrase in config.boilerplate)
+            found["refusals"] += small.startswith(_lowered(config.refusals))
+            found["boilerplate"] += any(phrase in small for phrase in _lowered(config.boilerplate))
             found["unfinished"] += is_unfinished(config, text)
             copied = max(copied, copied_share(asked, answered, config.copied_words))
         elif role == "user":
@@ -102,6 +102,11 @@ def is_unfinished(config: ConversationFilterConfig, answer: str) -> bool:
     if _FENCE.match(last_line) or _STRUCTURED.match(last_line):
         return False
     return text[-1].isalpha() or text[-1] in _STOPS_INSIDE
+
+
+@functools.cache
+def _lowered(phrases: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(phrase.lower() for phrase in phrases)
 
 
 @functools.cache
