@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import fsspec
 from fsspec.core import has_magic, url_to_fs
@@ -122,7 +123,8 @@ def list_inputs(source: SourceConfig | ExampleFilesConfig) -> list[InputFile]:
             extras.check_web_archives()
             return _list_paths(source.paths, source.format)
         case SourceTreeConfig():
-            return [_in_tree(source, file) for file in _list_paths(source.paths, "text", hidden=True)]
+            skip = functools.partial(source_trees.skipped_path, source)
+            return _list_paths(source.paths, "text", hidden=True, skip=skip)
         case _:
             return _list_paths(source.paths, source.format)
 
@@ -149,16 +151,24 @@ def _naming(what: str) -> Iterator[None]:
         raise ValueError(f"cannot list {what}: {error}") from error
 
 
-def _in_tree(source: SourceTreeConfig, file: InputFile) -> InputFile:
-    """A file of a source tree. What is passed over has no size and version: when it changes, nothing is read again."""
-    skipped = source_trees.skipped_path(source, file.name, file.size)
-    return dataclasses.replace(file, skipped=skipped, size=0, version="") if skipped else file
+class _Found(NamedTuple):
+    """A file that a path names: on which file system, what it is called there, and what that says of it."""
+
+    filesystem: Any
+    name: str
+    size: int
+    is_file: bool
 
 
 def _list_paths(
-    paths: Iterable[str], format_name: Literal["auto"] | Format, *, hidden: bool = False
+    paths: Iterable[str],
+    format_name: Literal["auto"] | Format,
+    *,
+    hidden: bool = False,
+    skip: Callable[[str, int], str] = lambda name, size: "",
 ) -> list[InputFile]:
-    found: dict[str, dict[str, Any]] = {}
+    """The files that the paths name, hidden ones too if `hidden`; `skip` gives InputFile.skipped of a name and size."""
+    found: dict[str, _Found] = {}
     for path in paths:
         if not path:  # fsspec would search the whole working directory
             raise ValueError(f"paths holds an empty string, got {tuple(paths)}; the working directory is '.'")
@@ -170,51 +180,63 @@ def _list_paths(
     first, last = min(found).split("/"), max(found).split("/")
     pairs = zip(first[:-1], last[:-1], strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    inputs = []
-    for address in sorted(found):
-        info = found[address]
-        suffixes = PurePosixPath(address).suffixes
-        compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
-        suffix = suffixes[-1 - bool(compression)] if len(suffixes) > bool(compression) else ""
-        named = _FORMATS.get(suffix, "unsupported") if format_name == "auto" else format_name
-        inputs.append(
-            InputFile(
-                address=address,
-                name="/".join(address.split("/")[shared:]),
-                size=info["size"],
-                version=info["version"],
-                format=named if info["is_file"] else "not_a_file",
-                compression=compression,
-            )
-        )
-    return inputs
+    return [_input(address, found[address], shared, format_name, skip) for address in sorted(found)]
 
 
-def _find(path: str, *, hidden: bool) -> dict[str, dict[str, Any]]:
-    """Addresses, with size and version, of the files that one path names; hidden ones when named themselves."""
+def _input(
+    address: str, found: _Found, shared: int, format_name: Literal["auto"] | Format, skip: Callable[[str, int], str]
+) -> InputFile:
+    name = "/".join(address.split("/")[shared:])
+    suffixes = PurePosixPath(name).suffixes
+    compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    suffix = suffixes[-1 - bool(compression)] if len(suffixes) > bool(compression) else ""
+    named = _FORMATS.get(suffix, "unsupported") if format_name == "auto" else format_name
+    skipped = skip(name, found.size)
+    used = found.is_file and not skipped  # when anything else changes, nothing is read again
+    with _naming(address):
+        version = found.filesystem.ukey(found.name) if used else ""
+    return InputFile(
+        address=address,
+        name=name,
+        size=found.size if used else 0,
+        version=version,
+        format=named if found.is_file else "not_a_file",
+        compression=compression,
+        skipped=skipped,
+    )
+
+
+def _find(path: str, *, hidden: bool) -> dict[str, _Found]:
+    """The files that one path names, by their addresses; hidden ones when named themselves."""
     filesystem, plain = url_to_fs(path)
     if filesystem.isfile(plain):
-        names = [plain]
+        about = {plain: filesystem.info(plain)}
     elif filesystem.isdir(plain) or has_magic(plain):
-        candidates = (
-            filesystem.find(plain) if filesystem.isdir(plain) else filter(filesystem.isfile, filesystem.glob(plain))
-        )
+        if filesystem.isdir(plain):
+            about = filesystem.find(plain, detail=True)
+        else:
+            about = {
+                name: info for name, info in filesystem.glob(plain, detail=True).items() if _is_file(filesystem, info)
+            }
         parent = re.split(r"[*?\[]", plain)[0].rstrip("/")
-        names = [name for name in candidates if hidden or "/." not in name.removeprefix(parent)]
-        names = saved_datasets.data_files(filesystem, names)
+        names = [name for name in about if hidden or "/." not in name.removeprefix(parent)]
+        about = {name: about[name] for name in saved_datasets.data_files(filesystem, names)}
     else:
-        names = []
-    if not names:
+        about = {}
+    if not about:
         raise ValueError("it matches no file")
     local = isinstance(filesystem, LocalFileSystem)
-    addresses = names if local else [filesystem.unstrip_protocol(name) for name in names]
-    return {address: _about(filesystem, name) for address, name in zip(addresses, names, strict=True)}
+    return {
+        name if local else filesystem.unstrip_protocol(name): _Found(
+            filesystem, name, info["size"] or 0, _is_file(filesystem, info)
+        )
+        for name, info in about.items()
+    }
 
 
-def _about(filesystem: Any, name: str) -> dict[str, Any]:
-    if filesystem.isfile(name):
-        return {"size": filesystem.size(name), "version": filesystem.ukey(name), "is_file": True}
-    return {"size": 0, "version": "", "is_file": False}
+def _is_file(filesystem: Any, info: Mapping[str, Any]) -> bool:
+    """Whether there is a file to read, perhaps by a link."""
+    return info["type"] == "file" or (info["type"] != "directory" and filesystem.isfile(info["name"]))
 
 
 def _list_library(*, include_tests: bool) -> list[InputFile]:

@@ -1,5 +1,6 @@
 """Which files of a directory of repositories are source code that somebody wrote."""
 
+import functools
 from pathlib import PurePosixPath
 
 from slmjax.config import SourceTreeConfig
@@ -29,11 +30,16 @@ def skipped_path(config: SourceTreeConfig, name: str, size: int) -> str:
         return "vendored"
     if path.name in _LOCKS or path.name.endswith(_BUILT):
         return "generated"
-    languages = config.languages or ((), tuple(LANGUAGES))[not config.extensions]
-    wanted = {ending for language in languages for ending in LANGUAGES[language]} | set(config.extensions)
-    if path.suffix not in wanted and path.name not in wanted:
+    if not {path.suffix, path.name} & _endings(config):
         return "other_language"
     return "huge" if size > config.max_file_bytes else ""
+
+
+@functools.cache
+def _endings(config: SourceTreeConfig) -> frozenset[str]:
+    """Endings and names of the files that are wanted; of all languages unless some or extensions are named."""
+    languages = LANGUAGES if not config.languages and not config.extensions else config.languages
+    return frozenset(config.extensions).union(*(LANGUAGES[language] for language in languages))
 
 
 def skipped_content(name: str, content: bytes) -> str:

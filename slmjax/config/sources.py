@@ -121,7 +121,7 @@ class SourceTreeConfig:
 
     Attributes:
       paths: as in FilesSourceConfig.
-      languages: keys of `LANGUAGES`; () is all of them.
+      languages: keys of `LANGUAGES`; () is all of them, or none if there are extensions.
       extensions: others to read, such as (".proto",).
       vendored: read node_modules, third_party and their like as well.
       max_file_bytes: larger files are passed over.

@@ -311,6 +311,17 @@ def test_an_empty_run_says_what_was_wrong_first(tmp_path):
         run(pipeline(tmp_path, tmp_path / "out", sources=(source,)), console=Console(file=io.StringIO()))
 
 
+def test_links_to_files_are_read(tmp_path):
+    (tmp_path / "blob").write_bytes(GOOD)
+    (tmp_path / "in").mkdir()
+    os.symlink(tmp_path / "blob", tmp_path / "in/a.jsonl")
+    for path in (tmp_path / "in", tmp_path / "in/*.jsonl", tmp_path / "in/a.jsonl"):
+        source = FilesSourceConfig(paths=(str(path),))
+        (file,) = list_inputs(source)
+        assert file.size == len(GOOD)
+        assert len(list(read_documents(source, file, str))) == 20
+
+
 def test_what_cannot_be_opened_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD)
