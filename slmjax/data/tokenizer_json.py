@@ -183,15 +183,19 @@ def import_tokenizer(
     Raises:
       ValueError: not a tokenizer.json, a name is no token of it, or it loses text and `lossy` is False.
     """
-    source, _ = read_source(model)
+    source, before = read_source(model)
     tokenizer = open_tokenizer(source)
+    roles = {**_USUAL, **{name: (name,) for name in (SYSTEM, USER, ASSISTANT, END)}}
+    if unknown := sorted(names.keys() - roles):
+        raise ValueError(f"has no role {unknown[0]!r} for a token; the roles are {', '.join(roles)}")
     own, said = {}, {}
-    for role, usual in {**_USUAL, **{name: (name,) for name in (SYSTEM, USER, ASSISTANT, END)}}.items():
+    for role, usual in roles.items():
         if role in names and tokenizer.token_to_id(names[role]) is None:
             raise ValueError(f"has no token {names[role]!r} to take as {role}")
-        candidates = [names[role]] if role in names else usual
-        own[role] = next((name for name in candidates if tokenizer.token_to_id(name) is not None), usual[0])
-        said[role] = own[role] if tokenizer.token_to_id(own[role]) is not None else f"{own[role]} (added)"
+        candidates = (names.get(role), before.get(role), *usual)
+        known = [name for name in candidates if name is not None and tokenizer.token_to_id(name) is not None]
+        own[role] = known[0] if known else usual[0]
+        said[role] = own[role] if known else f"{own[role]} (added)"
         tokenizer.add_special_tokens([own[role]])
     imported = json.loads(tokenizer.to_str())
     result = JsonModel(_written(imported, {**own, "lossless": False}))

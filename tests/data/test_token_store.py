@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ def write(path, documents, *, vocab_size=1000, with_weights=False, **kwargs):
 DOCUMENTS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 9), max_size=12),
     shard_tokens=st.integers(1, 30),
@@ -52,6 +53,44 @@ def test_reads_back_what_was_written_across_shards(tmp_path_factory, lengths, sh
         np.testing.assert_array_equal(store.starts(i, i + 2), starts[i : i + 2])
     assert store.tokens(0, 4).dtype == (np.uint16 if vocab_size == 1 << 16 else np.uint32)
     store.verify()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 9), max_size=20),
+    cuts=st.lists(st.integers(0, 20), max_size=4),
+    shard_tokens=st.integers(1, 30),
+    with_weights=st.booleans(),
+)
+def test_documents_added_in_batches_make_the_same_store(tmp_path_factory, lengths, cuts, shard_tokens, with_weights):
+    documents = [np.arange(n) + n for n in lengths]
+    root = tmp_path_factory.mktemp("stores")
+    one_by_one = write(root / "a", documents, with_weights=with_weights, shard_tokens=shard_tokens)
+    identity = {"tokenizer_sha256": "t", "vocab_size": 1000, "config_sha256": "c", "with_weights": with_weights}
+    bounds = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
+    with TokenStoreWriter(root / "b", **identity, shard_tokens=shard_tokens) as writer:
+        for first, last in itertools.pairwise(bounds):
+            ids = np.concatenate([np.zeros(0, np.uint16), *documents[first:last]]).astype(np.uint16)
+            offsets = np.concatenate([[0], np.cumsum(lengths[first:last], dtype=np.int64)])
+            writer.add_batch(ids, offsets, 10 + np.arange(first, last), ids % 2 if with_weights else None)
+    assert TokenStore.open(root / "b").metadata == one_by_one.metadata
+
+
+def test_a_bad_batch_adds_nothing(tmp_path):
+    with TokenStoreWriter(tmp_path / "s", tokenizer_sha256="t", vocab_size=9, config_sha256="c") as writer:
+        for ids, offsets, message in (
+            ([1, 2], [0, 1, 1], "at least one token"),
+            ([1, 2], [0, 1], "offsets from 0 to 1"),
+            ([1, 2], [1, 2], "offsets from 1 to 2"),
+            ([1, 9], [0, 2], r"ids must lie in \[0, 9\), got 1 to 9"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                writer.add_batch(np.array(ids), np.array(offsets), np.ones(len(offsets) - 1))
+        with pytest.raises(ValueError, match="weights must not be given"):
+            writer.add_batch(np.array([1]), np.array([0, 1]), np.ones(1), np.ones(1))
+        writer.add([3, 4], 7)
+    store = TokenStore.open(tmp_path / "s")
+    assert (store.num_documents, store.tokens(0, 9).tolist(), store.metadata.num_bytes) == (1, [3, 4], 7)
 
 
 def test_indices_outside_are_errors(tmp_path):
