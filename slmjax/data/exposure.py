@@ -33,18 +33,19 @@ class SourceExposure(NamedTuple):
 
 
 class StageExposure(NamedTuple):
-    """The steps [start_step, end_step) and what they read."""
+    """The steps [start_step, end_step) and what they read; the temperature is part of the weights."""
 
     start_step: int
     end_step: int
     sources: tuple[SourceExposure, ...]
+    temperature: float | None
 
 
 def exposure(mixed: MixedSources, config: InputConfig, *, steps: int) -> tuple[StageExposure, ...]:
     """What a run of `steps` steps reads, by stage; stages that start later are left out."""
     starts = [stage.start_step for stage in config.stages if stage.start_step < steps]
     stages = []
-    for start, end, weights in zip(starts, [*starts[1:], steps], mixed.weights, strict=False):
+    for stage, start, end, weights in zip(config.stages, starts, [*starts[1:], steps], mixed.weights, strict=False):
         before, after = (mixed.mixture.counts(step * config.batch_size) for step in (start, end))
         sources = []
         for number, weight in weights.items():
@@ -60,7 +61,7 @@ def exposure(mixed: MixedSources, config: InputConfig, *, steps: int) -> tuple[S
                     max_epochs=source.max_epochs,
                 )
             )
-        stages.append(StageExposure(start, end, tuple(sources)))
+        stages.append(StageExposure(start, end, tuple(sources), stage.temperature))
     return tuple(stages)
 
 
@@ -86,7 +87,9 @@ def spell_exposure(stages: Sequence[StageExposure]) -> str:
     rows: list[tuple[str, ...]] = [header]
     titles: dict[int, str] = {}
     for stage in stages:
-        titles[len(rows)] = f"steps {stage.start_step:,} to {stage.end_step:,}"
+        tokens = sum(source.tokens_seen for source in stage.sources)
+        tempered = "" if stage.temperature is None else f", temperature {stage.temperature:g}"
+        titles[len(rows)] = f"steps {stage.start_step:,} to {stage.end_step:,}: {tokens:,} tokens{tempered}"
         for source in stage.sources:
             cap = "-" if source.max_epochs is None else f"{source.max_epochs:g}"
             rows.append(

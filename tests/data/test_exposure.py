@@ -106,6 +106,8 @@ def test_temperature_mixes_by_size(stores):
     sizes = [weight * tokens for weight, tokens in zip((0.5, 0.3, 0.2), (4000, 1000, 294), strict=True)]
     assert weights(1) == pytest.approx([size / sum(sizes) for size in sizes], rel=1e-3)
     assert weights(1)[2] < weights(3)[2] < weights(None)[2]
+    assert "tokens, temperature 3\n" in spell_exposure(exposure_of(config_of(stores, temperature=3.0)))
+    assert "temperature" not in spell_exposure(exposure_of(config_of(stores)))
 
 
 def test_the_verb_shows_stages_and_notes_and_refuses(tmp_path):
@@ -117,8 +119,10 @@ def test_the_verb_shows_stages_and_notes_and_refuses(tmp_path):
     shown = run("--preview", "--set", "RunConfig.steps=12")
     assert shown.exit_code == 0
     lines = shown.output.splitlines()
-    assert lines[1] == "steps 0 to 5"
-    assert lines[4] == "steps 5 to 12"
+    assert lines[1].startswith("steps 0 to 5: ")
+    assert lines[4].startswith("steps 5 to 12: ")
+    spelled = [int(line.split()[4].replace(",", "")) for line in (lines[1], lines[4])]
+    assert sum(spelled) == int(lines[6].split()[0].replace(",", ""))
     assert [line.split()[0] for line in (lines[2], lines[3], lines[5])] == [f"{tmp_path}/{name}" for name in "abb"]
     assert lines[2].split()[1] == "0.6667"
     assert "tokens in 12 steps" in lines[6]
