@@ -5,7 +5,7 @@ import re
 from typing import Literal
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")
-_WORDS = 400  # compared
+_WORDS = 250  # compared
 _BEFORE = 30  # of them before the first difference
 
 Change = tuple[Literal["same", "removed", "added"], str]
@@ -27,3 +27,12 @@ def compare(old: str, new: str) -> list[Change]:
         if k < m:
             changes.append(("added", "".join(b[k:m])))
     return changes
+
+
+def resemblance(a: str, b: str, *, ngram: int) -> float:
+    """Jaccard similarity of the n-grams of two texts, words being letters and digits in a row."""
+    found = []
+    for text in (a, b):
+        words = re.findall(r"\w+", text.lower())
+        found.append({tuple(words[i : i + ngram]) for i in range(max(len(words) - ngram, 0) + 1)})
+    return len(found[0] & found[1]) / len(found[0] | found[1])

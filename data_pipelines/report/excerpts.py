@@ -16,18 +16,16 @@ from data_pipelines.measuring import measure_path
 from data_pipelines.report import bounds, highlights
 from data_pipelines.report.highlights import Span
 from data_pipelines.report.samples import Kind
-from data_pipelines.stages import hashed_words, minhash
 from data_pipelines.stages.texts import Texts
 from data_pipelines.verdicts import Verdicts
-from slmjax.config import MaskPersonalDataConfig, NearDedupConfig
+from slmjax.config import MaskPersonalDataConfig
 from slmjax.config.filters import RewriteConfig
 from slmjax.config.pipeline import StageConfig
 
 _SHOWN_CHARS = 700
 _BEFORE_CHARS = 120  # of them before the first place
-_SEARCHED_CHARS = 200_000
+_SEARCHED_CHARS = 50_000
 _COMPARED_CHARS = 20_000
-_LEAST_HASHES = 512
 
 Piece = tuple[str, bool]
 
@@ -94,11 +92,9 @@ def _excerpt(task: ExcerptTask, wanted: Wanted, text: str, row: dict[str, Any]) 
     names = [name for name, _ in task.stages]
     number = names.index(wanted.kind.stage)
     config = task.stages[number][1]
-    if not isinstance(config, NearDedupConfig):
-        text = text[:_SEARCHED_CHARS]
-    text = _as_seen(task.stages[:number], text)
+    text = _as_seen(task.stages[:number], text[:_SEARCHED_CHARS])
     if wanted.kind.fate == "compare":
-        return {"text": _masked(task.stages, text[:_COMPARED_CHARS]), "hashes": _hashes(config, text)}
+        return {"text": _masked(task.stages, text[:_COMPARED_CHARS])}
     if wanted.kind.fate == "changed" and isinstance(config, RewriteConfig):
         before, text = text, _as_seen([task.stages[number]], text)
         if not isinstance(config, MaskPersonalDataConfig):
@@ -191,21 +187,6 @@ def _cuts(task: ExcerptTask, wanted: Wanted, text: str) -> list[Span]:
         for start, end in zip(cuts.starts[here].tolist(), cuts.ends[here].tolist(), strict=True)
         if start < len(content)
     ]
-
-
-def _hashes(config: StageConfig, text: str) -> list[int]:
-    """The least hashes of the n-grams by which near duplicates are compared; two such lists estimate a similarity."""
-    if not isinstance(config, NearDedupConfig):
-        return []
-    hashes, _ = minhash.ngrams(config, hashed_words.split(Texts.of([text]), punctuation=False))
-    return np.unique(hashed_words.mix(hashes))[:_LEAST_HASHES].tolist()
-
-
-def similarity(a: Sequence[int], b: Sequence[int]) -> float:
-    """Jaccard similarity of two documents by the least hashes of each (Beyer et al. 2007), exact if these are all."""
-    least = sorted({*a, *b})[:_LEAST_HASHES]
-    both = {*a} & {*b}
-    return sum(value in both for value in least) / max(len(least), 1)
 
 
 def _attributes(task: ExcerptTask, stage: str, rows: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -76,13 +76,14 @@ def _reasons(step: StepCounts, before: int) -> Html:
 
 
 def _matrix(grouped: dict[str, list[StepCounts]]) -> Html:
-    """A row for each source: which share of its documents each stage left."""
-    names = [step.step for step in next(iter(grouped.values()))]
+    """A row for each source: which share of its documents each stage left; none of one that could not be read."""
+    names = list(dict.fromkeys(step.step for steps in grouped.values() for step in steps))
     rows = []
     for source, steps in grouped.items():
         came_in = steps[0].kept.documents + sum(steps[0].dropped.values())
-        shares = [element("span", _percent(step.kept.documents, came_in), class_="share") for step in steps]
-        rows.append((element("bdi", source), came_in, steps[0].kept.bytes / 1e6, *shares, steps[-1].kept.documents))
+        left = {step.step: step.kept.documents for step in steps}
+        shares = [element("span", _percent(left.get(name, 0), came_in), class_="share") for name in names]
+        rows.append((element("bdi", source), came_in, steps[0].kept.bytes / 1e6, *shares, left.get(names[-1], 0)))
     return page.table(("source", "documents in", "MB", *names, "documents left"), rows)
 
 

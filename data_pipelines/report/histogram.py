@@ -94,7 +94,7 @@ def _axis(sketch: Sketch, bounds: Sequence[float]) -> _Axis:
     ends = [*bounds, low, high]
     low, high = min(ends), max(ends)
     if low >= 0 and high >= _LOG_FROM:
-        positive = [middle for middle, _ in sketch.middles() if middle > 0] + [bound for bound in bounds if bound > 0]
+        positive = [middle for middle, _ in sketch.middles if middle > 0] + [bound for bound in bounds if bound > 0]
         first = math.floor(math.log2(max(min(positive), low, 1.0 if sketch.whole else 0.0)))
         last = math.ceil(math.log2(high * 1.0001))
         first = max(first, last - _MOST_BINS)
@@ -119,7 +119,7 @@ def _counts(sketch: Sketch, axis: _Axis) -> np.ndarray:
     """Numbers in each bin; those outside of the plot are in the outermost ones."""
     counts = np.zeros(len(axis.edges) - 1, np.int64)
     zero = 0
-    for middle, count in sketch.middles():
+    for middle, count in sketch.middles:
         if axis.zero and middle == 0:
             zero = count
         else:

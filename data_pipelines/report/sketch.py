@@ -1,8 +1,8 @@
 """Counts of numbers in bins that fit any numbers, so that those of shards add up to those of the corpus."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ _STEPS = 64  # bins between a power of two and the next
 _LEAST = 1075  # below the exponents of all numbers
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Sketch:
     """How many numbers lie in each bin: the sixty-fourth part of what lies between two powers of two.
 
@@ -56,7 +56,8 @@ class Sketch:
 
     def content(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**dataclasses.asdict(self), "bins": sorted(self.bins.items())}
+        bins = sorted(self.bins.items())
+        return {"bins": bins, "missing": self.missing, "low": self.low, "high": self.high, "whole": self.whole}
 
     def __add__(self, other: "Sketch") -> "Sketch":
         bins = dict(self.bins)
@@ -75,15 +76,15 @@ class Sketch:
         """How many numbers were counted."""
         return sum(self.bins.values())
 
-    def middles(self) -> Iterator[tuple[float, int]]:
+    @functools.cached_property
+    def middles(self) -> list[tuple[float, int]]:
         """A number in the middle of each bin, and the bin's count, in order."""
-        for key, count in sorted(self.bins.items()):
-            yield _middle(key), count
+        return [(_middle(key), count) for key, count in sorted(self.bins.items())]
 
     def quantile(self, share: float) -> float:
         """A number that `share` of them lie below, to a sixty-fourth; of whole numbers a whole one."""
         left = share * self.count
-        for middle, count in self.middles():
+        for middle, count in self.middles:
             left -= count
             if left <= 0:
                 value = round(middle) if self.whole else middle

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_pipelines.report import bounds, differences, excerpts, histogram, texts
+from data_pipelines.report import bounds, differences, histogram, texts
 from data_pipelines.report.histogram import Line
 from data_pipelines.report.samples import Kind
 from data_pipelines.report.summary import Attribute
 from slmjax import page
-from slmjax.config import QualityFilterConfig
+from slmjax.config import NearDedupConfig, QualityFilterConfig
 from slmjax.config.pipeline import StageConfig
 from slmjax.page import Html, element, joined, number
 
@@ -63,9 +63,9 @@ def compared(old: dict[str, Any], new: dict[str, Any] | None, config: StageConfi
     line = [f"{of}: ", texts.name(kept)]
     if new is None:
         return joined([element("p", *line, " (of an earlier corpus)"), texts.excerpt([(old["text"][:700], False)])])
-    if old["hashes"] and new["hashes"]:
-        line.append(f"; similarity {excerpts.similarity(old['hashes'], new['hashes']):.2f}, estimated")
-        line.append(f", at least {config.similarity:g} is a duplicate" if hasattr(config, "similarity") else "")  # pyright: ignore
+    if isinstance(config, NearDedupConfig):
+        found = differences.resemblance(old["text"], new["text"], ngram=config.ngram)
+        line.append(f"; similarity of how they begin {found:.2f}, duplicates from {config.similarity:g} on")
     changes = differences.compare(old["text"], new["text"])
     if all(kind == "same" for kind, _ in changes):
         line.append("; the texts begin alike")

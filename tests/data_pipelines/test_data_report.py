@@ -299,3 +299,13 @@ def test_thousands_of_sources_are_shown_as_the_largest_and_the_rest():
     assert "2,988 more reasons" in page.text
     assert f"{sum(range(1, 3001)):,}" in page.text
     assert html.escape("<s2999>") in text
+
+
+def test_a_source_of_which_nothing_could_be_read_has_a_row():
+    steps = [
+        StepCounts(step="read", source="broken", kept=Count(), dropped={"invalid_json": 2}),
+        StepCounts(step="read", source="whole", kept=Count(documents=4, bytes=40), dropped={}),
+        StepCounts(step="filter", source="whole", kept=Count(documents=1, bytes=10), dropped={"short": 3}),
+    ]
+    page = Page(str(funnel(steps)))
+    assert {("bdi", "broken"), ("span", "0.0%"), ("span", "25.0%"), ("td", "66.7%")} <= set(page.texts)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from data_pipelines.report import bounds, differences, highlights
-from data_pipelines.report.excerpts import pieces, similarity
+from data_pipelines.report.excerpts import pieces
 from data_pipelines.report.histogram import Line, draw
 from data_pipelines.report.samples import Kind, choose, merge
 from data_pipelines.report.sketch import Sketch
@@ -160,13 +160,10 @@ def test_a_difference_far_inside_is_found():
     assert len(changes) < 8
 
 
-def test_the_similarity_of_least_hashes_is_near_the_true_one():
-    rng = np.random.default_rng(1)
-    values = rng.integers(0, 1 << 60, 6000)
-    a, b = set(values[:5000].tolist()), set(values[1000:].tolist())
-    estimate = similarity(sorted(a)[:512], sorted(b)[:512])
-    assert abs(estimate - 4000 / 6000) < 0.1  # five standard deviations of 512 draws
-    assert similarity([1, 2, 3], [2, 3, 4]) == 0.5
+def test_resemblance_is_the_share_of_common_n_grams():
+    assert differences.resemblance("One two, three four", "one two three FIVE", ngram=2) == 2 / 4
+    assert differences.resemblance("a", "a", ngram=5) == 1.0
+    assert differences.resemblance("", "b", ngram=5) == 0.0
 
 
 def test_removed_lines_are_those_that_the_other_text_lacks():
