@@ -70,8 +70,8 @@ def read_archive(file: InputFile, types: Collection[str], max_bytes: int) -> Ite
                         start = next((place + 1 for place in candidates), None)
                     else:
                         start = next((place for place in candidates if open_at(place, 1 << 10).has_records()), None)
-    except OSError as error:
-        raise ValueError(f"cannot read {file.address}: {error.strerror or error}") from error
+    except Exception as error:  # file systems over the network have errors of their own
+        raise ValueError(f"cannot read {file.address}: {getattr(error, 'strerror', None) or error}") from error
     if number == 0:
         yield Reject(0, "empty_file")
 

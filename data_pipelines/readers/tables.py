@@ -69,6 +69,8 @@ def rows(file: InputFile, columns: Collection[str], max_bytes: int, *, needs: st
             raise ValueError(f"cannot read {file.address}: {error.strerror}") from error
         yield Reject(number, reason, str(error))
         return
+    except Exception as error:  # file systems over the network have errors of their own
+        raise ValueError(f"cannot read {file.address}: {error}") from error
     if number == 0:
         yield Reject(0, "empty_file")
 

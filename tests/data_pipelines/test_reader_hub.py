@@ -1,5 +1,7 @@
 """Datasets of the hub, on a file system that answers as the hub's does, with its files on this machine."""
 
+import dataclasses
+import io
 import sys
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from fsspec.registry import _registry
 from data_pipelines.documents import Document
 from data_pipelines.readers.inputs import list_inputs
 from data_pipelines.readers.sources import read_documents
-from slmjax.config import FilesSourceConfig, HubSourceConfig
+from slmjax.config import FilesSourceConfig, HubSourceConfig, WarcSourceConfig
 
 CONVERTED = "@refs%2Fconvert%2Fparquet"
 
@@ -132,6 +134,16 @@ def test_what_is_not_there(hub):
         read(FilesSourceConfig(paths=("hf://datasets/owner/none",)))
 
 
+class Lost(io.BytesIO):
+    """A file whose server went away."""
+
+    def __init__(self):
+        super().__init__(b"x" * 1000)
+
+    def read(self, size=-1):
+        raise RuntimeError("no route to host")
+
+
 def test_errors_of_the_network_are_one_line(hub, monkeypatch):
     put(hub, "name/a.jsonl", "a")
     source = FilesSourceConfig(paths=("hf://datasets/owner/name/a.jsonl",))
@@ -143,6 +155,12 @@ def test_errors_of_the_network_are_one_line(hub, monkeypatch):
     monkeypatch.setattr(DirFileSystem, "open", fail)
     with pytest.raises(ValueError, match=r"cannot read hf://datasets/owner/name/a\.jsonl: no route to host"):
         list(read_documents(source, file, str))
+    monkeypatch.setattr(DirFileSystem, "open", lambda *arguments, **options: Lost())
+    for kind, archive in (("parquet", False), ("arrow", False), ("jsonl", False), ("warc", True)):
+        named = dataclasses.replace(file, format=kind)
+        reader = WarcSourceConfig(paths=source.paths) if archive else source
+        with pytest.raises(ValueError, match=r"^cannot read hf://datasets/owner/name/a\.jsonl: no route to host$"):
+            list(read_documents(reader, named, str))
     for name in ("ls", "find", "isfile", "isdir"):
         monkeypatch.setattr(DirFileSystem, name, fail)
     with pytest.raises(ValueError, match=r"cannot list hf://datasets/owner/name/a\.jsonl: no route to host"):
