@@ -35,8 +35,6 @@ def open_corpus(
         if step in output.stages:
             raise ValueError(f"the last run in {place} did not come to {step}, only to {', '.join(known)}")
         raise ValueError(f"{place} has no stage {step!r}, only {', '.join(known)}")
-    elif "://" not in place and not path.exists():
-        raise ValueError(f"there is no {place}")
     elif (path / "manifest.json").is_file() and (path / "documents").is_dir():  # work was removed
         corpus = FilesCorpus(str(path / "documents"), text_field)
     else:

@@ -15,7 +15,7 @@ from data_pipelines.inspection.summary import QUANTILES, Range
 from data_pipelines.inspection.visible import visible
 from data_pipelines.manifest import Manifest, StepCounts
 
-_KNOWN = ("id", "source", "bytes", "tokens", "reason", "duplicate_of", "side")
+_LONGEST = 200  # characters of a value
 
 
 def number(value: Any) -> str:
@@ -28,7 +28,8 @@ def number(value: Any) -> str:
         return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.3g}"
     if isinstance(value, list):
         return " ".join(map(number, value))
-    return visible(value)
+    text = str(value)
+    return visible(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ...")
 
 
 def show_record(console: Console, record: Record, shown: Sequence[str]) -> None:

@@ -155,11 +155,16 @@ def test_a_directory_of_files(output, tmp_path):
     lines = [{"id": i, "text": text_of(i), "score": i / 2, "kind": "ab"[i % 2]} for i in range(9)]
     (tmp_path / "x.jsonl").write_bytes(b"\n".join([b"{broken", *map(orjson.dumps, lines)]))
     (tmp_path / "y.txt").write_text("a whole file")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/long.jsonl").write_bytes(orjson.dumps({"text": "short", "notes": "n" * 300}))
+    assert f"notes {'n' * 100}" in inspect(tmp_path / "other", "--limit", 1).replace("\n", "")
+    assert "n" * 201 not in inspect(tmp_path / "other", "--limit", 1).replace("\n", "")
+    shutil.rmtree(tmp_path / "other")
     rows = documents(tmp_path, "--sort", "score", "--descending", "--limit", 2)
     assert [(row["id"], row["attributes"]["score"]) for row in rows] == [("8", 4.0), ("7", 3.5)]
     assert [row["id"] for row in documents(tmp_path, "--where", "kind=b", "--limit", 0)] == ["1", "3", "5", "7"]
     assert "records that cannot be read: 1 invalid_json" in inspect(tmp_path, "--limit", 0)
-    assert [row["text"] for row in documents(tmp_path / "y.txt", "--limit", 1)] == ["a whole file"]
+    assert [row["text"] for row in documents(f"{tmp_path}/*.txt", "--limit", 1)] == ["a whole file"]
     # Rows are found across row groups and blocks.
     table = pa.table({"text": [f"text {i}" for i in range(50)], "n": range(50)})
     pq.write_table(table, tmp_path / "z.parquet", row_group_size=11)
@@ -237,7 +242,7 @@ def test_a_wrong_question_is_one_line(output, arguments, message):
 
 
 def test_a_wrong_place_is_one_line(output, tmp_path):
-    assert "there is no" in inspect(tmp_path / "nowhere", status=1)
+    assert "it matches no file" in inspect(tmp_path / "nowhere", status=1)
     (tmp_path / "a.bin").write_bytes(b"\0")
     assert "holds no parquet, jsonl or text file" in inspect(tmp_path, status=1)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing else")
