@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,7 +59,7 @@ def write_shards(
         schema = TEXT_SCHEMA if document.messages is None else CONVERSATION_SCHEMA
         num_documents = num_bytes = group_bytes = 0
         group: list[tuple] = []
-        with parquet_writer(directory / f"{name}.parquet", schema) as writer:
+        with parquet_writer(directory / f"{name}.parquet", schema, compression="none") as writer:
             while document is not None and num_bytes < shard_bytes:
                 size = len(document.text.encode())
                 group.append((document.id, document.key, size, document.text, document.messages))
@@ -81,14 +81,19 @@ def _batch(rows: list[tuple], schema: pa.Schema) -> pa.RecordBatch:
 
 
 @contextlib.contextmanager
-def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of a whole file or none; every `write_batch` makes a row group."""
+def parquet_writer(
+    path: Path, schema: pa.Schema, *, compression: Literal["zstd", "none"] = "zstd"
+) -> Iterator[pq.ParquetWriter]:
+    """A writer of a whole file or none; every `write_batch` makes a row group.
+
+    Texts that only pass from one step to the next are not compressed: that would take longer than a filter.
+    """
     # A dictionary of texts and ids, which hardly ever repeat, costs a third of the speed of writing and of reading.
     binary = pa.types.is_large_binary
     repeating: Any = [field.name for field in schema if field.name != "text" and not binary(field.type)]
     with (
         files.replacing(path) as partial,
-        pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=repeating) as writer,
+        pq.ParquetWriter(partial, schema, compression=compression, use_dictionary=repeating) as writer,
     ):
         yield writer
 

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines import tasks
+from data_pipelines.deduplicate import buckets
 from data_pipelines.documents import parquet_writer
 from data_pipelines.readers.inputs import list_inputs
 from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.stages import alphabet, hashed_words
 from data_pipelines.stages.contamination import SECOND, Index, IndexFile, whole_document
 from data_pipelines.stages.normalise import normalise
+from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 from slmjax.config import DecontaminationConfig, EvaluationTextConfig, NormaliseConfig
 
@@ -23,6 +25,7 @@ _SCHEMA = pa.schema(
 )
 _BATCH = 1000  # texts
 _BITS_PER_KEY = 16
+_HALF, _LOWER = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,18 +91,22 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
         batch = Texts.of(texts[start : start + _BATCH])
         words = hashed_words.of(batch)
         counts[start : start + len(words.counts)] = words.counts
-        for length in range(1, config.ngram + 1):
-            found.append(_grams(batch, words, length, exactly=length < config.ngram, start=start))
+        letters = Ranks((batch.kinds & alphabet.LETTER) != 0)
+        for length in buckets.distinct(np.minimum(words.counts, config.ngram)).tolist():
+            if length:
+                found.append(_grams(letters, words, length, exactly=length < config.ngram, start=start))
     hashes = [whole_document(each.hashes) if each.length < prefix else each.hashes for each in found]
     grams = np.concatenate([np.zeros(0, np.uint64), *hashes])
     owners = np.concatenate([np.zeros(0, np.int64), *(each.owners for each in found)])
-    order = np.lexsort((owners, grams))
-    grams, owners = grams[order], owners[order]
-    new = np.append(True, (grams[1:] != grams[:-1]) | (owners[1:] != owners[:-1]))[: len(grams)]
-    grams, starts = np.unique(grams[new], return_index=True)
-    owners = owners[new]
+    order = np.argsort(grams)
+    grams = grams[order]
+    new = np.append(True, grams[1:] != grams[:-1])[: len(grams)]
+    numbers = np.cumsum(new, dtype=np.uint64) << _HALF
+    pairs = buckets.distinct(numbers | owners[order].view(np.uint64))  # of a gram and a text that has it, each once
+    grams, owners = grams[new], (pairs & _LOWER).view(np.int64)
+    starts = np.searchsorted(pairs, np.arange(1, len(grams) + 1, dtype=np.uint64) << _HALF)
     runs = [each for each in found if each.length >= prefix and len(each.hashes)]
-    keys = np.unique(np.concatenate([np.zeros(0, np.uint64), *(each.keys(prefix) for each in runs)]))
+    keys = buckets.distinct(np.concatenate([np.zeros(0, np.uint64), *(each.keys(prefix) for each in runs)]))
     sizes = np.bincount(owners, minlength=len(texts))
     index = Index(
         lengths=np.unique(np.array([each.length for each in runs], np.int64)),
@@ -130,14 +137,14 @@ class _Grams:
         return hashed_words.runs_at(self.words.hashes, self.places, prefix)
 
 
-def _grams(batch: Texts, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
+def _grams(letters: Ranks, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
     """Those with a letter, of texts of `length` words exactly or at least; the first text has the number `start`."""
-    letters = np.append(0, np.cumsum((batch.kinds & alphabet.LETTER) != 0))
-    places = hashed_words.run_starts(words.first, length)
-    owners = np.searchsorted(words.first, places, side="right") - 1
     enough = words.counts == length if exactly else words.counts >= length
-    chosen = enough[owners] & (letters[words.ends[places + length - 1]] > letters[words.starts[places]])
-    places, owners = places[chosen], owners[chosen]
+    counts = np.where(enough, words.counts - length + 1, 0)
+    owners = np.repeat(np.arange(len(counts)), counts)
+    places = np.arange(len(owners)) + np.repeat(words.first[:-1] - (np.cumsum(counts) - counts), counts)
+    lettered = letters.count(words.starts[places], words.ends[places + length - 1]) > 0
+    places, owners = places[lettered], owners[lettered]
     hashes = hashed_words.runs_at(words.hashes, places, length)
     return _Grams(length, hashes, owners + start, places, words)
 

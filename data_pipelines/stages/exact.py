@@ -1,7 +1,7 @@
 """Exact duplicates, by a 128-bit hash of the text without letter case and white space."""
 
+import functools
 import hashlib
-import itertools
 import string
 from collections.abc import Iterable
 
@@ -19,13 +19,16 @@ _SMALL = bytes(range(256)).lower()
 
 def measure(texts: Texts) -> dict[str, pa.Array]:
     """The hash of each document."""
-    lower = texts.array if texts.is_ascii else pc.call_function("utf8_lower", [texts.array])
-    offsets = np.frombuffer(lower.buffers()[1], np.int32)[lower.offset : lower.offset + len(lower) + 1].tolist()
-    content = memoryview(lower.buffers()[2] or b"")
-    parts = [bytes(content[start:end]) for start, end in itertools.pairwise(offsets)]
-    for document in _with_other_spaces(texts):
+    edges = zip(texts.starts.tolist(), texts.ends.tolist(), strict=True)
+    parts = [texts.raw[start:end].translate(_SMALL, _WHITE_SPACE) for start, end in edges]
+    capitals, spaces = _with(texts, _capitals()), _with(texts, _spaces())
+    if len(capitals):
+        lower = pc.call_function("utf8_lower", [texts.array.take(pa.array(capitals))])
+        for document, text in zip(capitals.tolist(), lower.to_pylist(), strict=True):
+            parts[document] = text.encode().translate(_SMALL, _WHITE_SPACE)
+    for document in spaces.tolist():
         parts[document] = "".join(parts[document].decode().split()).encode()
-    return {"digest": digests(part.translate(_SMALL, _WHITE_SPACE) for part in parts)}
+    return {"digest": digests(parts)}
 
 
 def questions(batch: pa.RecordBatch) -> pa.Array:
@@ -49,10 +52,26 @@ def halves(digests: pa.Array) -> np.ndarray:
     return both[digests.offset : digests.offset + len(digests)]
 
 
-def _with_other_spaces(texts: Texts) -> list[int]:
-    """Which documents have white space beyond ASCII."""
+def _with(texts: Texts, flags: np.ndarray) -> np.ndarray:
+    """Which documents have characters beyond ASCII with a flag, of those of all code points."""
     if texts.beyond is None:
-        return []
-    known = len(alphabet.KINDS.all) - 1
-    spaces = (alphabet.KINDS.all[np.minimum(texts.beyond.points, known)] & alphabet.SPACE) != 0
-    return np.unique(np.searchsorted(texts.starts, texts.beyond.positions[spaces], side="right") - 1).tolist()
+        return np.zeros(0, np.int64)
+    positions = texts.beyond.positions[flags[np.minimum(texts.beyond.points, len(flags) - 1)]]
+    return np.flatnonzero(np.bincount(texts.starts.searchsorted(positions, side="right") - 1, minlength=len(texts)))
+
+
+@functools.cache
+def _spaces() -> np.ndarray:
+    """Whether each code point of the alphabet is white space."""
+    return (alphabet.KINDS.all & alphabet.SPACE) != 0
+
+
+@functools.cache
+def _capitals() -> np.ndarray:
+    """Whether each code point of the alphabet changes in lower case."""
+    points = [point for point in range(0x80, len(alphabet.KINDS.all) - 1) if not 0xD800 <= point < 0xE000]
+    characters = pa.array(map(chr, points), pa.string())
+    changes = pc.call_function("not_equal", [pc.call_function("utf8_lower", [characters]), characters])
+    flags = np.zeros(len(alphabet.KINDS.all), bool)
+    flags[points] = changes.to_numpy(zero_copy_only=False)
+    return flags

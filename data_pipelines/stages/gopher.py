@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from data_pipelines.stages import alphabet
 from data_pipelines.stages.ranges import share
+from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import GopherFilterConfig
 
@@ -18,14 +19,16 @@ def measure(config: GopherFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     """Words and their mean length; symbols for every word; shares of lines and of words; different stop words."""
     words, lines = texts.words(config.splitter), texts.text_lines
     number = words.per_document
-    meaning = words.any((texts.kinds & alphabet.MEANING) != 0)  # words of symbols alone have no length
-    num_meaning = words.sum(meaning)
-    without = np.flatnonzero(~meaning)
+    letters = words.any((texts.kinds & alphabet.LETTER) != 0)
+    # Words of symbols alone have no length; every letter has a meaning.
+    without = np.flatnonzero(~letters)
+    meaning = Ranks((texts.kinds & alphabet.MEANING) != 0)
+    without = without[meaning.count(words.starts[without], words.ends[without]) == 0]
+    num_meaning = number - np.bincount(words.document[without], minlength=len(texts))
     chars_without = np.bincount(
         words.document[without], texts.chars(words.starts[without], words.ends[without]), len(texts)
     )
     chars = texts.num_chars - texts.count_kind(alphabet.SPACE) - chars_without
-    letters = words.any((texts.kinds & alphabet.LETTER) != 0)
     bullets, ellipses = lines.start_with(_BULLETS), lines.end_with(_ELLIPSES)
     return {
         "words": pa.array(num_meaning),

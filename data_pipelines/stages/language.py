@@ -62,7 +62,7 @@ def measure(config: LanguageFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     counted = _count_features(model, samples)
     logits = np.zeros((len(samples), len(model.languages)), np.float32)
     for row, (features, counts) in zip(logits, counted, strict=True):
-        np.add(np.log1p(counts, dtype=np.float32) @ model.weights[features], model.priors, out=row)
+        np.add(np.log1p(counts, dtype=np.float32) @ model.weights.take(features, axis=0), model.priors, out=row)
     # The model's own temperature, by which long samples are not surer than they should be.
     logits /= np.sqrt([[max(len(sample), 1)] for sample in samples]).reshape(-1, 1)
     probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))

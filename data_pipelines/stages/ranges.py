@@ -153,16 +153,51 @@ def group(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns the order of the keys, those that are equal in the order in which they came, and where in it each run of
     equal keys starts.
     """
-    # Sorting numbers that hold their own index is several times faster than argsort.
-    low = np.uint64((1 << len(keys).bit_length()) - 1)
-    packed = ((keys * MULTIPLIER) & ~low) | np.arange(len(keys), dtype=np.uint64)
-    packed.sort()
-    order = (packed & low).astype(np.int64)
+    packed, low = _sorted(keys)
+    order = (packed & low).view(np.int64)
     ordered = keys[order]
     new = ordered[1:] != ordered[:-1]
-    high = packed & ~low
-    if (new & (high[1:] == high[:-1])).any():  # two keys agree in the bits that were sorted by
+    if (new & _alike(packed, low)).any():
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
         new = ordered[1:] != ordered[:-1]
     return order, np.flatnonzero(np.append(True, new)[: len(keys)])
+
+
+def repeated(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where uint64 keys are that occur several times: equal ones together, in the order in which they came.
+
+    Returns their indices, and where in these each run of equal keys starts.
+    """
+    packed, low = _sorted(keys)
+    alike = np.zeros(len(keys) + 1, bool)  # as the one before
+    if len(keys):
+        alike[1:-1] = _alike(packed, low)
+    rows = np.flatnonzero(alike[1:] | alike[:-1])
+    order, first = (packed[rows] & low).view(np.int64), ~alike[rows]
+    ordered = keys[order]
+    if (first[1:] != (ordered[1:] != ordered[:-1])).any():
+        order, runs = group(keys)
+        sizes = np.diff(np.append(runs, len(keys)))
+        several = np.repeat(sizes > 1, sizes)
+        sizes = sizes[sizes > 1]
+        return order[several], np.cumsum(sizes) - sizes
+    return order, np.flatnonzero(first)
+
+
+def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.uint64]:
+    """Sorted numbers, each of the upper bits of a hash of a key and its index; and a mask of the bits of the index.
+
+    Sorting numbers that hold their own index is several times faster than argsort.
+    """
+    low = np.uint64((1 << len(keys).bit_length()) - 1)
+    packed = keys * MULTIPLIER
+    packed &= ~low
+    packed |= np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    return packed, low
+
+
+def _alike(packed: np.ndarray, low: np.uint64) -> np.ndarray:
+    """Whether each number but the first agrees with the one before in the bits that were sorted by."""
+    return (packed[1:] ^ packed[:-1]) <= low

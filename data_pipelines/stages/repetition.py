@@ -5,7 +5,7 @@ from typing import assert_never
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Words, group, share
+from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Words, repeated, share
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import RepetitionFilterConfig
 
@@ -61,8 +61,7 @@ class Repeats:
         rows = np.flatnonzero(counted)
         documents = parts.document[rows]
         self.number = np.bincount(documents, minlength=len(parts.texts))
-        order, runs = group(parts.hashes[rows] + documents.astype(np.uint64) * _DOCUMENT)
-        again = np.delete(order, runs)
+        again = np.delete(*repeated(parts.hashes[rows] + documents.astype(np.uint64) * _DOCUMENT))
         self.times = np.bincount(documents[again], minlength=len(parts.texts))
         again_rows = rows[again]
         chars = parts.texts.chars(parts.starts[again_rows], parts.ends[again_rows])
@@ -85,25 +84,22 @@ def _ngrams(words: Words, *, covered: bool) -> tuple[np.ndarray, np.ndarray]:
     places = np.flatnonzero(document[:-1] == document[1:])
     grams = ((hashes + document.astype(np.uint64) * _DOCUMENT)[:-1] * MULTIPLIER + hashes[1:])[places]
     for n in range(2, _DUPLICATE[-1] + 1):
-        order, runs = group(grams)
+        order, runs = repeated(grams)
         sizes = np.diff(np.append(runs, len(order)))
-        several = sizes > 1
         if n in _TOP:
-            found = np.flatnonzero(several)
-            first = places[order[runs[found]]]
-            top[:, _TOP.index(n)] = _top(words, n, first, sizes[found], spaces=not covered)
-        repeated = np.zeros(len(places), bool)
-        repeated[order[np.repeat(several, sizes)]] = True
+            top[:, _TOP.index(n)] = _top(words, n, places[order[runs]], sizes, spaces=not covered)
+        several = np.zeros(len(places), bool)
+        several[order] = True
         if n in _DUPLICATE and covered:
-            again = repeated.copy()
+            again = several.copy()
             again[order[runs]] = False
             duplicate[:, _DUPLICATE.index(n)] = _covered(words, n, places[again])
         elif n in _DUPLICATE:
-            kind = np.zeros(len(places), np.int64)
-            kind[order] = np.repeat(np.arange(len(runs)), sizes)
-            duplicate[:, _DUPLICATE.index(n)] = _passed_over(words, n, places[repeated], kind[repeated])
+            kinds = np.zeros(len(places), np.int64)
+            kinds[order] = np.repeat(np.arange(len(runs)), sizes)
+            duplicate[:, _DUPLICATE.index(n)] = _passed_over(words, n, places[several], kinds[several])
         # An n-gram can only occur twice where its first and its last n - 1 words do.
-        candidates = np.flatnonzero(repeated[:-1] & repeated[1:] & (places[:-1] + 1 == places[1:]))
+        candidates = np.flatnonzero(several[:-1] & several[1:] & (places[:-1] + 1 == places[1:]))
         places = places[candidates]
         grams = grams[candidates] * MULTIPLIER + hashes[places + n]
     return top, duplicate

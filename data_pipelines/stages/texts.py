@@ -161,6 +161,9 @@ def _anchors(phrases: tuple[str, ...]) -> dict[bytes, tuple[bytes, ...]]:
 class Texts(Buffer):
     """Documents in order, and what they consist of."""
 
+    # Of the words that white space separates, where they are known from the texts that these were made of.
+    _word_hashes: np.ndarray | None = None
+
     @classmethod
     def from_array(cls, array: pa.Array) -> "Texts":
         """Texts from a column of strings."""
@@ -214,13 +217,32 @@ class Texts(Buffer):
         parts = [contents[row] if row in contents else self.raw[start:end] for row, start, end in edges]
         after = np.cumsum(sizes + 1)
         ends = after[np.cumsum(np.maximum(number, 1)) - 1]
-        return Texts(_padded([b"\n".join([*parts, b""])]), np.append(1, ends[:-1] + 1)[: len(self)], ends)
+        texts = Texts(_padded([b"\n".join([*parts, b""])]), np.append(1, ends[:-1] + 1)[: len(self)], ends)
+        texts._word_hashes = self._hashes_in(lines, rows[rows >= 0], contents)
+        return texts
+
+    def _hashes_in(self, lines: Ranges, rows: np.ndarray, contents: Mapping[int, bytes]) -> np.ndarray:
+        """Hashes of the words, separated by white space, of some lines, of which some have other contents."""
+        words = self.words("whitespace")
+        first, hashes = words.index(lines.starts[rows]), words.hashes
+        number = words.index(lines.ends[rows]) - first
+        if contents:
+            other = Texts.of([content.decode() for content in contents.values()]).words("whitespace")
+            changed = np.flatnonzero(np.isin(rows, list(contents)))
+            which = {row: i for i, row in enumerate(contents)}
+            there = [which[row] for row in rows[changed].tolist()]
+            first[changed], number[changed] = len(hashes) + other.first[there], other.per_document[there]
+            hashes = np.concatenate([hashes, other.hashes])
+        begins = np.cumsum(number) - number
+        return hashes[np.arange(int(number.sum())) + np.repeat(first - begins, number)]
 
     @functools.cached_property
     def array(self) -> pa.Array:
         """The documents as a column of strings."""
         edges = zip(self.starts.tolist(), self.ends.tolist(), strict=True)
-        return pa.array([self.raw[start:end] for start, end in edges], pa.string())
+        content = pa.py_buffer(b"".join([self.raw[start:end] for start, end in edges]))
+        offsets = np.append(0, np.cumsum(self.ends - self.starts)).astype(np.int32)
+        return pa.StringArray.from_buffers(len(self), pa.py_buffer(offsets), content)
 
     @functools.cached_property
     def strings(self) -> list[str]:
@@ -230,8 +252,12 @@ class Texts(Buffer):
     @functools.cached_property
     def lines(self) -> Lines:
         """Parts between line feeds: the last one of a document is empty where the document ends with one."""
-        feeds = np.flatnonzero(self.data == ord("\n"))[: -len(_PADDING)]
-        return Lines(self, feeds[:-1] + 1, feeds[1:])
+        return Lines(self, self._feeds[:-1] + 1, self._feeds[1:])
+
+    @functools.cached_property
+    def _feeds(self) -> np.ndarray:
+        """Positions of line feeds, but those of the padding."""
+        return np.flatnonzero(self.data == ord("\n"))[: -len(_PADDING)]
 
     @functools.cached_property
     def text_lines(self) -> Lines:
@@ -266,15 +292,15 @@ class Texts(Buffer):
     @functools.cached_property
     def paragraphs(self) -> Paragraphs:
         """Parts of each document, stripped, between two or more line feeds; one at least."""
-        feeds = self.data == ord("\n")
         words = self.words("whitespace")
         blank = words.per_document == 0
         first = words.starts[np.minimum(words.first[:-1], len(words) - 1)] if len(words) else self.starts
         last = words.ends[np.maximum(words.first[1:] - 1, 0)] if len(words) else self.starts
         starts, ends = np.where(blank, self.starts, first), np.where(blank, self.starts, last)
         # Where a line feed stands alone, the paragraph goes on.
-        begin = np.flatnonzero(~feeds[2:] & feeds[1:-1] & feeds[:-2]) + 2
-        end = np.flatnonzero(~feeds[:-2] & feeds[1:-1] & feeds[2:]) + 1
+        joined = np.diff(self._feeds) == 1
+        begin = self._feeds[1:][joined & ~np.append(joined[1:], False)] + 1
+        end = self._feeds[:-1][joined & ~np.append(False, joined[:-1])]
         document = np.searchsorted(self.starts, begin, side="right") - 1
         begin = begin[(document >= 0) & (begin > starts[document]) & (begin < ends[document])]
         document = np.searchsorted(self.starts, end, side="right") - 1
@@ -294,7 +320,11 @@ class Texts(Buffer):
     def _find_words(self, splitter: Splitter) -> Words:
         match splitter:
             case "whitespace":
-                return splitting.whitespace(self)
+                words = splitting.whitespace(self)
+                if self._word_hashes is not None:
+                    assert len(self._word_hashes) == len(words)
+                    words.hashes = self._word_hashes
+                return words
             case "unicode":
                 return splitting.unicode(self)
             case "datatrove":
