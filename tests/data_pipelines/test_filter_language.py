@@ -52,6 +52,29 @@ def test_languages_are_found_and_chosen():
     assert stages.failed_rules(anything, batch).tolist() == [""] * len(texts)
 
 
+def test_short_mixed_and_marked_up_texts():
+    config = LanguageFilterConfig(only_language=None, min_language_score=0.5)
+    english, german = "We walked for hours through the old town. ", "Wir gingen lange durch die alte Stadt. "
+    texts = {
+        "Where is the station?": "en",
+        "Guten Morgen zusammen": "de",
+        english * 3 + german: "en",  # most of it decides
+        german * 3 + english: "de",
+        f'<div class="note"><p>{german}</p></div>' * 3: "de",
+        f"```\n{english * 3}\n```": "en",
+        # Nothing to go by, or no language at all: the score says so, whatever the best guess is.
+        "hi": None,
+        "1 2 3": None,
+        "🙂": None,
+        "#include <stdio.h>\nint main(void) {\n  for (int i = 0; i < 3; i++) { f(a[i]); }\n  return 0;\n}\n": None,
+        '{"a": [1, 2, {"b": null}], "c": true}' * 5: None,
+    }
+    batch = pa.record_batch(stages.attributes(config, Texts.of(list(texts))))
+    kept = [rule == "" for rule in stages.failed_rules(config, batch)]
+    found = [name if keep else None for name, keep in zip(batch.column("language").to_pylist(), kept, strict=True)]
+    assert found == list(texts.values())
+
+
 def test_the_model_says_the_same_as_the_package():
     loaded = py3langid.LanguageIdentifier.from_model_file(py3langid.MODEL_FILE, norm_probs=True)
     config = LanguageFilterConfig(sample_bytes=300, sample_parts=3)

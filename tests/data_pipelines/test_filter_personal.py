@@ -69,6 +69,66 @@ def test_what_only_looks_like_it_stays(text):
     assert masked(text) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-01-15T10:20:30Z ISBN 978-3-16-148410-0", "550e8400-e29b-41d4-a716-446655440000", "(2012) 123-4567",
+        "da39a3ee5e6b4b0d3255bfef95601890afd80709", "lat 52.5200066, lon 13.4049540", "$1,234,567.89 in 1999-2003",
+        "3.14159265358979323846", "10.1109/5.771073 arXiv:1706.03762", "RFC 2822 section 3.2.1", "ratio 16:9:3",
+        "0x2001:db8", "172.16.0.1 169.254.1.1 100.64.0.1 0.0.0.0 255.255.255.255", "fd00::1 fe80::1",
+        "password=hunter2", "-----BEGIN EC PRIVATE KEY-----\nwithout an end", "\uff14" + "\uff11" * 15,
+    ],
+)  # fmt: skip
+def test_numbers_of_other_kinds_stay(text):
+    assert masked(text) == text
+
+
+def with_luhn(prefix: str, length: int) -> str:
+    """The digits with a last one that makes the checksum right, by the definition in ISO/IEC 7812-1, annex B."""
+    body = prefix + "0" * (length - 1 - len(prefix))
+    total = sum(
+        (2 * int(digit) - 9 * (int(digit) > 4)) if i % 2 == 0 else int(digit) for i, digit in enumerate(body[::-1])
+    )
+    return body + str(-total % 10)
+
+
+@pytest.mark.parametrize(
+    ("issuer", "prefixes", "lengths"),
+    [
+        ("American Express", ("34", "37"), (15,)),
+        ("Diners", ("300", "305", "36", "38"), (14,)),
+        ("Discover", ("6011", "644", "65"), (16,)),
+        ("JCB", ("3528", "3589"), (16,)),
+        ("Maestro", ("5018", "6304", "6759", "6763"), (13, 16, 19)),
+        ("Mastercard", ("51", "55", "2221", "2720"), (16,)),
+        ("Visa", ("4",), (13, 16, 19)),
+    ],
+)
+def test_cards_of_every_issuer(issuer, prefixes, lengths):
+    for prefix in prefixes:
+        for length in lengths:
+            digits = with_luhn(prefix, length)
+            assert masked(f"paid with {digits}.") == "paid with <CARD>.", issuer
+            wrong = digits[:-1] + str((int(digits[-1]) + 5) % 10)
+            assert masked(f"paid with {wrong}.") == f"paid with {wrong}.", issuer
+            too_long = with_luhn(prefix, 20)
+            assert masked(too_long) == too_long
+
+
+def test_numbers_with_a_right_checksum_that_no_issuer_has_stay():
+    for prefix in ("1", "7", "8", "9", "56", "2220", "2721", "301" * 2, "3527"):
+        digits = with_luhn(prefix, 16)
+        assert masked(digits) == digits
+
+
+@pytest.mark.parametrize("digits", range(6, 18))
+def test_telephone_numbers_have_8_to_15_digits(digits):
+    separated = "+49 " + "12345678901234567"[: digits - 2]
+    assert masked(separated) == ("<PHONE>" if 8 <= digits <= 15 else separated)
+    together = "+" + "49123456789012345"[:digits]
+    assert masked(together) == ("<PHONE>" if 10 <= digits <= 15 else together)
+
+
 def test_kinds_are_counted_and_chosen():
     texts = ["a@example.com 8.8.8.8 b@example.com", "", "4111111111111111", "10.0.0.1"]
     _, attributes = stages.rewrite(CONFIG, Texts.of(texts))

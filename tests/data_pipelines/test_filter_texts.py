@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.stages import alphabet
-from data_pipelines.stages.ranges import group
+from data_pipelines.stages.ranges import group, repeated
 from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 
@@ -169,6 +169,7 @@ def test_flags_of_characters_are_pythons():
     punctuation = [unicodedata.category(character)[0] == "P" for character in characters]
     assert ((marks & alphabet.PUNCTUATION) != 0).tolist() == punctuation
     assert batch.marks_at(batch.ends - 1).tolist() == marks.tolist()
+    assert not np.any(((kinds & alphabet.LETTER) != 0) & ((kinds & alphabet.MEANING) == 0))
     # Every byte of a character has its flags, and all but the first one more.
     for i in (200, 0x800, len(characters) - 1):
         flags = batch.kinds[batch.starts[i] : batch.ends[i]]
@@ -202,6 +203,19 @@ def test_group_of_keys_that_agree_in_what_is_sorted_by():
     order, runs = group(keys)
     assert sorted(part.tolist() for part in np.split(order, runs[1:])) == [[0, 2, 5], [1, 3], [4]]
 
+    order, runs = repeated(keys)
+    assert sorted(part.tolist() for part in np.split(order, runs[1:])) == [[0, 2, 5], [1, 3]]
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1), max_size=60))
+def test_keys_that_occur_several_times(keys):
+    order, runs = repeated(np.array(keys, np.uint64))
+    groups = [part.tolist() for part in np.split(order, runs[1:])] if len(order) else []
+    several = {key: [i for i, other in enumerate(keys) if other == key] for key in keys if keys.count(key) > 1}
+    assert {keys[part[0]]: part for part in groups} == several
+    assert len(groups) == len(several)
+
 
 @SETTINGS
 @given(st.lists(TEXT, min_size=1, max_size=4), st.data())
@@ -209,7 +223,9 @@ def test_replacing_parts_and_choosing_lines(texts, data):
     batch = Texts.of(texts)
     lines = batch.lines
     chosen = np.array(data.draw(st.lists(st.booleans(), min_size=len(lines), max_size=len(lines))))
-    changed = {row: f"<{row}>".encode() for row in data.draw(st.sets(st.integers(0, len(lines) - 1), max_size=3))}
+    changed = {
+        row: f" <{row}> {'x' * row} ".encode() for row in data.draw(st.sets(st.integers(0, len(lines) - 1), max_size=3))
+    }
     picked = batch.of_lines(lines, chosen, changed)
     plain, row = [], 0
     for text in texts:
@@ -220,6 +236,9 @@ def test_replacing_parts_and_choosing_lines(texts, data):
         plain.append("\n".join(kept))
     assert picked.strings == plain
     assert strings_of(picked.lines) == [text.split("\n") for text in plain]
+    # Hashes of words go over from the texts before.
+    assert strings_of(picked.words("whitespace")) == [text.split() for text in plain]
+    assert (picked.words("whitespace").hashes == Texts.of(plain).words("whitespace").hashes).all()
     words = batch.words("whitespace")
     some = sorted(data.draw(st.sets(st.integers(0, len(words) - 1), max_size=5))) if len(words) else []
     edits = [(int(words.starts[i]), int(words.ends[i]), b"EDIT") for i in some]
