@@ -30,7 +30,7 @@ class StepCounts:
 
     Attributes:
       step: "read" or the name of a stage.
-      dropped: documents by reason; for "read" these are records that went to quarantine, and what the source passed over.
+      dropped: documents by reason; for "read" records that went to quarantine or were passed over.
       changes: what was changed in the texts of the documents that reached the step, by kind.
     """
 
