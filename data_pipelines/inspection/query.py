@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.inspection.corpora import Block, Corpus
+from data_pipelines.inspection.visible import visible
 from slmjax.data.tokenizer import Tokenizer
 
 _CONDITION = re.compile(r"\s*([^<>=!\s]+)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*")
@@ -151,8 +152,8 @@ def resolve(corpus: Corpus, name: str) -> str:
     if len(ending) == 1:
         return ending[0]
     if ending:
-        raise ValueError(f"{name!r} was measured by several stages, say which: {', '.join(ending)}")
-    raise ValueError(f"there is no attribute {name!r}, only {', '.join(known)}")
+        raise ValueError(f"{name!r} was measured by several stages, say which: {visible(', '.join(ending))}")
+    raise ValueError(f"there is no attribute {name!r}, only {visible(', '.join(known))}")
 
 
 def _condition(corpus: Corpus, text: str) -> tuple[str, str, Any]:

@@ -52,7 +52,9 @@ def show_record(console: Console, record: Record, shown: Sequence[str]) -> None:
     broken = f"{stage}.{Bound.of(rule, None).attribute}"
     names = [name for name in record.attributes if name in shown or name == broken]
     if names:
-        rows.append(Text(" · ".join(f"{name} {number(record.attributes[name])}" for name in names), style="cyan"))
+        rows.append(
+            Text(" · ".join(f"{visible(name)} {number(record.attributes[name])}" for name in names), style="cyan")
+        )
     rows.append(_excerpt(record))
     for row in rows:
         console.print(row)

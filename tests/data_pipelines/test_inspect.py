@@ -142,7 +142,13 @@ def test_hostile_text_cannot_drive_the_terminal(output, tmp_path):
     shown = inspect(tmp_path / "raw.jsonl", "--limit", 1)
     assert "\\x1b[2J[red]" in shown
     assert "\\x1b]0;x\\x07\\x9b1m\\u2028ok" in shown
-    for text in (shown, inspect(output, "--limit", 0), inspect(output, "--limit", 0, "--json")):
+    (tmp_path / "names.jsonl").write_bytes(orjson.dumps({"text": "", "\x1bfield": 1, "\x9bother": "\x1b[0m"}))
+    names = inspect(tmp_path / "names.jsonl", "--limit", 1)
+    assert "\\x1bfield 1 · \\x9bother \\x1b[0m" in names
+    wrong = inspect(tmp_path / "names.jsonl", "--sort", "nothing", status=1)
+    summed = inspect(tmp_path / "names.jsonl")
+    assert "\\x1bfield" in summed
+    for text in (shown, names, wrong, summed, inspect(output, "--limit", 0), inspect(output, "--limit", 0, "--json")):
         assert not {"\x1b", "\x07", "\x9b", "\u202e", "\u2028"} & set(text)
     assert visible("a\tb\nc\U000e0001é") == "a⇥b↵c\\U000e0001é"
 

@@ -24,7 +24,7 @@ from slmjax import cli
 ROOT = Path(__file__).parents[2]
 
 
-def done(size, *, seconds=1.0, documents=10, **result):
+def done(size, *, seconds: float | None = 1.0, documents=10, **result):
     return Done(outputs={}, result=result, seconds=seconds, extent=Extent(size, documents))
 
 
