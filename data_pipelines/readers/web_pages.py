@@ -13,9 +13,10 @@ _TYPES = ("response", "resource", "conversion")
 _HTML = ("text/html", "application/xhtml+xml")
 _MAIN_TYPES = frozenset(["application", "audio", "font", "image", "message", "model", "multipart", "text", "video"])
 _MARKS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
-# Finding the main content takes time that grows as the square of how deep these elements lie in each other.
+# Finding the main content looks, for every element, at all of these that it is in: it could take minutes.
 _NESTED = re.compile(r"<(/?)(?:div|article)\b", re.IGNORECASE)
-_MAX_DEPTH = 1000
+_DEEP = 30
+_MAX_STEPS = 4_000_000  # about a second
 
 
 class Page(NamedTuple):
@@ -62,8 +63,8 @@ def _page(source: WarcSourceConfig, item: ArchiveRecord) -> Page | Reject | Skip
         return too_long(item.number, url, source.max_record_bytes, item.offset)
     text = _decode(content, charset, html=content_type in _HTML)
     if content_type in _HTML:
-        if source.main_content and _depth(text) > _MAX_DEPTH:
-            return Reject(item.number, "too_deep", f"elements nested more than {_MAX_DEPTH} deep", url, item.offset)
+        if source.main_content and _steps(text) > _MAX_STEPS:
+            return Reject(item.number, "too_deep", "elements nested so deep that it would take long", url, item.offset)
         text = _extract(text, main_content=source.main_content)
     return Page(item.number, url, text, item.offset)
 
@@ -83,13 +84,14 @@ def _decode(content: bytes, charset: str | None, *, html: bool) -> str:
         return bytes_to_str(content, "utf-8", errors="replace")
 
 
-def _depth(text: str) -> int:
-    """How deep the elements lie in each other that make extraction slow."""
-    depth = deepest = 0
+def _steps(text: str) -> int:
+    """About how many steps finding the main content takes for what is nested more than a few elements deep."""
+    depth = steps = last = 0
     for mark in _NESTED.finditer(text):
-        depth = max(depth - 1, 0) if mark[1] else depth + 1
-        deepest = max(deepest, depth)
-    return deepest
+        if depth > _DEEP:
+            steps += depth * text.count("<", last, mark.start())
+        depth, last = max(depth - 1, 0) if mark[1] else depth + 1, mark.start()
+    return steps + (depth * text.count("<", last) if depth > _DEEP else 0)
 
 
 def _extract(text: str, *, main_content: bool) -> str:

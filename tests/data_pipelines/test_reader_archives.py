@@ -127,12 +127,14 @@ def test_a_small_answer_that_unpacks_to_a_large_one_is_too_long(tmp_path):
     assert [r.reason for r in rejects] == ["too_long"]
 
 
-def test_markup_that_is_nested_too_deeply_is_rejected(tmp_path):
-    deep = record(answer(b"<div>" * 5000 + b"x"))
-    documents, rejects, _ = read_records(tmp_path / "a.warc", deep, page(2))
+@pytest.mark.parametrize("deep", [b"<div>" * 5000 + b"x", b"<DIV>" * 500 + b"<p>x</p>" * 10_000])
+def test_markup_that_is_nested_too_deeply_is_rejected(tmp_path, deep):
+    documents, rejects, _ = read_records(tmp_path / "a.warc", record(answer(deep)), page(2))
     assert [(r.record, r.reason) for r in rejects] == [(1, "too_deep")]
     assert len(documents) == 1
-    assert text_of(tmp_path, answer(b"<div>" * 5000 + b"x"), main_content=False) == "x"
+    assert text_of(tmp_path, answer(deep), main_content=False).startswith("x")
+    closed = b"<div>x</div>" * 10_000 + b"<div>" * 300 + b"</div>" * 300
+    assert text_of(tmp_path, answer(b"<main>" + closed)).startswith("x")
 
 
 DAMAGE = {
