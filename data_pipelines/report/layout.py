@@ -31,7 +31,7 @@ figure { margin: 0; padding: 0.7rem; background: var(--panel); border-radius: 6p
 figure .scroll { max-height: 20rem; overflow: auto; } figure th, figure td { padding-right: 0.7rem; }
 figcaption { font-size: 0.85rem; color: var(--dim); overflow-wrap: anywhere; }
 figcaption strong { color: var(--text); font-size: 0.95rem; }
-.plots.small svg { padding: 0; margin-top: 0.3rem; background: none; display: block; }
+.plots.small svg { overflow: visible; padding: 0; margin-top: 0.3rem; background: none; display: block; }
 svg .kept { fill: var(--kept); } svg .dropped { fill: var(--dropped); }
 svg .axis { stroke: var(--dim); fill: none; }
 svg .tick { fill: var(--dim); font: 10px system-ui, sans-serif; }
@@ -49,7 +49,12 @@ pre { unicode-bidi: plaintext; tab-size: 4; }
 mark { background: var(--hit); } del { background: var(--out); } ins { background: var(--in); text-decoration: none; }
 .fact { display: inline-block; margin-right: 0.9rem; color: var(--dim); font-size: 0.9rem; }
 .fact.broken { color: var(--warn); font-weight: 600; }
-@media (max-width: 40rem) { body { padding: 0.9rem; } .track { width: 6rem; } th, td { padding-right: 0.7rem; } }
+@media (max-width: 40rem) { body { padding: 0.9rem; } .track { width: 6rem; } th, td { padding-right: 0.7rem; }
+  .funnel thead, .funnel td:nth-child(5), .funnel td:nth-child(6) { display: none; }
+  .funnel table, .funnel tbody { display: block; } .funnel td { border: 0; padding: 0; }
+  .funnel tr { display: flex; flex-wrap: wrap; gap: 0 0.8rem; padding: 0.4rem 0; border-bottom: 1px solid var(--line); }
+  .funnel td:first-child, .funnel td:last-child { flex-basis: 100%; min-width: 0; }
+  .funnel td:first-child { font-weight: 600; } .funnel td:nth-child(7):not(:empty)::before { content: "dropped "; } }
 """
 
 _LEGEND = joined(

@@ -39,7 +39,7 @@ def stage(
     if shown:
         parts.append(element("div", *shown, class_="plots small"))
     if others:
-        title = f"{len(others)} attributes without a bound"
+        title = f"{len(others)} attribute{'s' * (len(others) > 1)} without a bound"
         parts.append(page.folded(title, element("div", *others, class_="plots small")))
     if constant:
         parts.append(element("p", f"The same in all documents: {', '.join(constant)}", class_="dim"))

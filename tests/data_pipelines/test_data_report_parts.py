@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from data_pipelines.report import bounds, differences, highlights
+from data_pipelines.report import bounds, differences, highlights, stage_section
 from data_pipelines.report.excerpts import pieces
 from data_pipelines.report.histogram import Line, draw
 from data_pipelines.report.samples import Kind, choose, merge
 from data_pipelines.report.sketch import Sketch
+from data_pipelines.report.summary import Attribute
 from data_pipelines.run import run
 from slmjax import config as c
 
@@ -164,6 +165,21 @@ def test_resemblance_is_the_share_of_common_n_grams():
     assert differences.resemblance("One two, three four", "one two three FIVE", ngram=2) == 2 / 4
     assert differences.resemblance("a", "a", ngram=5) == 1.0
     assert differences.resemblance("", "b", ngram=5) == 0.0
+
+
+def test_scores_are_shown_with_the_line_where_the_quantile_was():
+    scores = np.linspace(0, 1, 101)
+    attribute = Attribute(kept=Sketch.of(scores[70:]), dropped=Sketch.of(scores[:70]))
+    config = c.QualityFilterConfig(scorer=c.QualityModelConfig(path="x"), min_score_quantile=0.7)
+    dropped = {"min_score_quantile": 70}
+    section = stage_section.stage("quality_filter", config, {"score": attribute}, dropped, {}, {})
+    assert "quantile 0.7 is 0.7" in section
+    svg = ET.fromstring(section[section.index("<svg") : section.index("</svg>") + 6])
+    assert [text.text for text in svg.iter("text") if text.get("class") == "bound"] == ["quantile 0.7"]
+    (line,) = [path.get("d") or "" for path in svg.iter("path") if path.get("class") == "bound"]
+    (beginning,) = [path.get("d") or "" for path in svg.iter("path") if path.get("class") == "kept"]
+    first_kept = float(beginning[1:].split(" ")[0])
+    assert abs(float(line[1:].split(" ")[0]) - first_kept) < 352 / 48 + 1  # within the bin that both share
 
 
 def test_removed_lines_are_those_that_the_other_text_lacks():
