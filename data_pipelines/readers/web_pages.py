@@ -65,7 +65,10 @@ def _page(source: WarcSourceConfig, item: ArchiveRecord) -> Page | Reject | Skip
     if content_type in _HTML:
         if source.main_content and _steps(text) > _MAX_STEPS:
             return Reject(item.number, "too_deep", "elements nested so deep that it would take long", url, item.offset)
-        text = _extract(text, main_content=source.main_content)
+        try:
+            text = _extract(text, main_content=source.main_content)
+        except ValueError as error:
+            return Reject(item.number, "damaged_html", str(error), url, item.offset)
     return Page(item.number, url, text, item.offset)
 
 

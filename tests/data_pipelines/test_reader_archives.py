@@ -6,6 +6,7 @@ import sys
 import pytest
 import zstandard
 from archives import answer, packed, page, record
+from resiliparse.parse.html.exception import HTMLParserException
 
 from data_pipelines.documents import Document
 from data_pipelines.readers.inputs import list_inputs
@@ -135,6 +136,18 @@ def test_markup_that_is_nested_too_deeply_is_rejected(tmp_path, deep):
     assert text_of(tmp_path, answer(deep), main_content=False).startswith("x")
     closed = b"<div>x</div>" * 10_000 + b"<div>" * 300 + b"</div>" * 300
     assert text_of(tmp_path, answer(b"<main>" + closed)).startswith("x")
+
+
+def test_markup_that_cannot_be_parsed_is_rejected(tmp_path, monkeypatch):
+    def fail(text, **options):
+        raise HTMLParserException("no tree")
+
+    monkeypatch.setattr("resiliparse.extract.html2text.extract_plain_text", fail)
+    documents, rejects, _ = read_records(tmp_path / "a.warc", page(1))
+    assert not documents
+    assert [(r.record, r.reason, r.detail, r.excerpt) for r in rejects] == [
+        (1, "damaged_html", "no tree", "http://example.org/1")
+    ]
 
 
 DAMAGE = {
