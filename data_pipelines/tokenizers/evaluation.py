@@ -90,6 +90,7 @@ def evaluate(tokenizers: Sequence[Tokenizer], samples: Samples) -> list[Evaluati
     groups = [collections.defaultdict(Counts) for _ in tokenizers]
     used = [np.zeros(tokenizer.vocab_size, bool) for tokenizer in tokenizers]
     kinds = [np.array([tokenizer.kind(i) for i in range(tokenizer.vocab_size)]) for tokenizer in tokenizers]
+    single_bytes = [kind == "byte" for kind in kinds]
     for batch in samples.batches():
         texts = [sample.text for sample in batch]
         words = [len(text.split()) for text in texts]
@@ -97,7 +98,7 @@ def evaluate(tokenizers: Sequence[Tokenizer], samples: Samples) -> list[Evaluati
         for i, tokenizer in enumerate(tokenizers):
             ids, offsets = encoded = tokenizer.encode_arrays(texts)
             used[i][ids] = True
-            before = np.append(0, np.cumsum(kinds[i][ids] == "byte"))[offsets]
+            before = np.append(0, np.cumsum(single_bytes[i][ids]))[offsets]
             columns = zip(batch, words, sizes, encoded.lists(), np.diff(before).tolist(), strict=True)
             for sample, num_words, size, row, byte_tokens in columns:
                 numbers = {
