@@ -203,10 +203,9 @@ def _selected(output: Output, place: Place, key: str) -> dict[str, Any]:
     told: dict[str, Any] = {"side": side, "key": key}
     if "stores" not in output.finished:
         return {**told, "problem": "the last run has not come to the token stores"}
-    counts = output.markers("select")
-    earlier = [shard.name for shard in output.shards[: output.shards.index(place.shard)]]
+    earlier = output.results("select")[: output.shards.index(place.shard)]
     same_side = kept & (sides == sides[place.row])
-    number = sum(counts[name][side] for name in earlier) + int(same_side[: place.row].sum())
+    number = sum(counts[side] for counts in earlier) + int(same_side[: place.row].sum())
     return {**told, **_stored(output.root / side, number)}
 
 

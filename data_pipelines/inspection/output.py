@@ -1,5 +1,6 @@
 """A pipeline's output directory as it lies on disk: finished or not, made by whatever config."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -54,6 +55,18 @@ class Bound:
         return all(each >= bound if kind == "min" else each <= bound for each, bound in pairs)
 
 
+_AGAIN = "if no pipeline is at work there, it is damaged: run the pipeline again"
+
+
+@contextlib.contextmanager
+def naming(place: Path | str) -> Iterator[None]:
+    """Says of damaged files where they are."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise ValueError(f"{place} cannot be read ({error}); {_AGAIN}") from error
+
+
 class Output:
     """What the last run in a directory has left.
 
@@ -96,6 +109,14 @@ class Output:
         directory = self.root / "work" / "markers" / step
         found = {path.stem: _json(path) for path in sorted(directory.glob("*.json"))}
         return {name: marker["result"] for name, marker in found.items() if marker}
+
+    def results(self, step: str) -> list[dict[str, Any]]:
+        """Those of a finished step with a task for each shard, in the order of the shards."""
+        found = self.markers(step)
+        missing = [shard.name for shard in self.shards if shard.name not in found]
+        if missing:
+            raise ValueError(f"{self.root / 'work' / 'markers' / step} lacks {missing[0]}.json; {_AGAIN}")
+        return [found[shard.name] for shard in self.shards]
 
     @property
     def decided(self) -> list[str]:
@@ -150,8 +171,7 @@ class Output:
             sources.setdefault(self._source(name, unit), []).append(unit)
         rows = [StepCounts(step="read", source=name, **_sums(units)) for name, units in sources.items()]
         for stage in self.decided:
-            counts = self.markers(f"verdicts/{stage}")
-            rows += count_step(stage, self.shards, [counts[shard.name] for shard in self.shards])
+            rows += count_step(stage, self.shards, self.results(f"verdicts/{stage}"))
         return rows
 
     def _source(self, name: str, unit: dict[str, Any]) -> str:

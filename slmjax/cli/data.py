@@ -73,12 +73,14 @@ def inspect(
 ) -> None:
     """Show documents and what is known of them; without options a summary: funnel, attributes, where things lie."""
     from data_pipelines.inspection.inspect import show_documents, show_summary
+    from data_pipelines.inspection.output import naming
     from data_pipelines.inspection.query import Query
 
     console = _console()
     asked = (step, reason, source, kept, sort, limit, sample)
     if not (any(each is not None for each in asked) or where or tokens):
-        show_summary(place, console, as_json=as_json, tokenizer=tokenizer, text_field=text_field)
+        with naming(place):
+            show_summary(place, console, as_json=as_json, tokenizer=tokenizer, text_field=text_field)
         return
     query = Query(
         kept=kept,
@@ -92,7 +94,8 @@ def inspect(
         excerpt=excerpt,
         tokens=tokens,
     )
-    show_documents(place, query, console, step=step, as_json=as_json, tokenizer=tokenizer, text_field=text_field)
+    with naming(place):
+        show_documents(place, query, console, step=step, as_json=as_json, tokenizer=tokenizer, text_field=text_field)
 
 
 @app.command()
@@ -107,9 +110,11 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Tell a document's whole path: input, every stage with values and bounds, duplicates, split, tokens, store."""
+    from data_pipelines.inspection.output import naming
     from data_pipelines.inspection.path import show
 
-    show(directory.expanduser(), document, _console(), as_json=as_json, original=original)
+    with naming(directory):
+        show(directory.expanduser(), document, _console(), as_json=as_json, original=original)
 
 
 @app.command()

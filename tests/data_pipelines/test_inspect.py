@@ -292,3 +292,19 @@ def test_outputs_of_other_versions_are_understood_as_far_as_possible(output, tmp
     assert "run the pipeline again" in inspect(tmp_path / "out", status=1)
     shutil.rmtree(tmp_path / "out/work")  # only for resuming
     assert "documents" in inspect(tmp_path / "out")
+
+
+def test_damage_is_one_line_that_says_where(output, tmp_path):
+    shutil.copytree(output, tmp_path / "out")
+    (path, *_) = sorted((tmp_path / "out/work/attributes/length_filter").iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    explained = CliRunner().invoke(cli.app, ["data", "explain", str(tmp_path / "out"), "good/doc0"])
+    for said in (inspect(tmp_path / "out", status=1), str(explained.exception)):
+        assert said.startswith(f"{tmp_path}/out cannot be read (")
+        assert said.endswith("it is damaged: run the pipeline again")
+        assert "\n" not in said
+    path.write_bytes(whole)
+    shutil.rmtree(tmp_path / "out/work/markers/verdicts/near_dedup")
+    (tmp_path / "out/manifest.json").unlink()
+    assert "near_dedup lacks 00000-0000.json" in inspect(tmp_path / "out", status=1)
