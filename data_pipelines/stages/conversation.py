@@ -15,7 +15,7 @@ from slmjax.config import ConversationFilterConfig, LanguageFilterConfig
 _FENCE = re.compile(r"(?m)^[ \t]*(?:```|~~~)")
 _FENCED = re.compile(r"(?ms)^[ \t]*(```|~~~).*?(?:^[ \t]*\1[ \t]*$|\Z)")
 _INLINE = re.compile(r"`[^`\n]+`")
-_STRUCTURED = re.compile(r"\s*(?:[-*+\u2022] |\d+[.)] |#|\||>)")
+_STRUCTURED = re.compile(r"\s|[-*+\u2022] |\d+[.)] |#|\||>")
 _STOPS_INSIDE = frozenset(",;-\u2013\u2014([{/=+&")
 _COUNTS = (
     *("role_errors", "empty_turns", "echoes", "refusals", "boilerplate", "placeholders", "marks"),

@@ -72,8 +72,8 @@ class ConversationFilterConfig:
       max_marks: the same of `marks`: control symbols of this chat template and of others, left in the text.
       max_open_fences: turns with an odd number of code fences.
       max_unfinished: answers that break off: where `ending` is None, those of at least `finished_words` words whose
-        last line is no code, list, table or heading and ends with a letter, a comma, a dash or an opening bracket; else
-        those that the regular expression `ending` does not match at the end.
+        last line is not indented, nor of a list, a table or a heading, and ends with a letter, a comma, a dash or an
+        opening bracket; else those that the regular expression `ending` does not match at the end.
       max_language_changes: answers in another language than their question, where `languages` is set and both are
         identified with a probability of at least `language_score`; needs the extra `data`.
       min_shortest_question, max_longest_question, min_shortest_answer, max_longest_answer: words of every turn of the

@@ -83,6 +83,7 @@ def rule(messages, config=CONFIG):
         ("", talk("Tell me about the river.", f"{LONG} cargo.")),
         ("", talk("Tell me about the river.", f"{LONG} cargo.\n\n1. The source")),
         ("", talk("Write words", "one two three")),
+        ("", talk("Write a function.", "def f(x):\n" + "    x += 1\n" * 9 + "    return x")),
     ],
 )
 def test_each_rule_finds_what_it_is_for(expected, messages):
