@@ -17,6 +17,7 @@ from slmjax.config.filters import Splitter
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
 _LINE = np.uint64(0xE7037ED1A0B428DB)  # odd
 _RARE_BYTES = 6  # a word as long as that is rare
+_FREQUENT = b" etaoinsrhldcumfpgwybvkxjqz"  # in English, the most frequent first
 
 
 def _padded(contents: Sequence[bytes | memoryview]) -> bytes:
@@ -114,13 +115,11 @@ class Lines(Ranges):
     def contain(self, phrases: Sequence[str]) -> np.ndarray:
         """Whether each line has one of the phrases in it, the case of ASCII letters aside."""
         found, lower = np.zeros(len(self), bool), self.texts.lower
+        data = np.frombuffer(lower, np.uint8)
         for anchor, wanted in _anchors(tuple(phrases)).items():
-            position = lower.find(anchor)
-            while position >= 0:
-                line = int(self.at(np.array(position)))
+            for line in np.unique(self.at(_positions(data, anchor))).tolist():
                 content = lower[self.starts[line] : self.ends[line]]
                 found[line] |= any(phrase in content for phrase in wanted)
-                position = lower.find(anchor, max(int(self.ends[line]), position + 1))
         return found
 
 
@@ -143,6 +142,16 @@ class Paragraphs(Lines):
             alone = Texts.of(self.strings(odd))
             hashes[odd] = Paragraphs(alone, alone.starts, alone.ends).hashes
         return hashes
+
+
+def _positions(data: np.ndarray, content: bytes) -> np.ndarray:
+    """Where `content` starts in some bytes, by its rarest byte first: several times as fast as bytes.find."""
+    order = sorted(range(len(content)), key=lambda i: _FREQUENT.find(content[i]) % len(_FREQUENT), reverse=True)
+    positions = np.flatnonzero(data == content[order[0]]) - order[0]
+    positions = positions[(positions >= 0) & (positions <= len(data) - len(content))]
+    for i in order[1:]:
+        positions = positions[data[positions + i] == content[i]]
+    return positions
 
 
 @functools.cache
