@@ -82,6 +82,7 @@ def pipeline(options: argparse.Namespace, documents: Path, output: Path) -> Any:
         sources=(config.FilesSourceConfig(paths=(str(documents),)),),
         stages=tuple(map(without_bounds, stages)) if options.keep_all else stages,
         tokenizer=config.ExistingTokenizerConfig(path=str(options.tokenizer)),
+        split=config.SplitConfig(held_out_fraction=0.05),  # something, even of the few documents that may be left
         num_workers=1,
     )
 
