@@ -343,7 +343,6 @@ def kill_once(config: Any, folder: Path, victim: str, num_done: int) -> str:
         time.sleep(0.005)
     time.sleep(random.uniform(0, 0.05))
     found = workers(process.pid)
-    everything = descendants(process.pid)
     where = step_of(Path(config.output_dir))
     if process.poll() is None:
         os.kill(random.choice(found) if victim == "worker" and found else process.pid, signal.SIGKILL)
@@ -352,10 +351,10 @@ def kill_once(config: Any, folder: Path, victim: str, num_done: int) -> str:
     lost = "a worker process was killed" in " ".join(log.split())
     if status not in (0, -signal.SIGKILL) and not (status == 1 and lost):
         raise SystemExit(f"a run ended with status {status}:\n{log}")
-    deadline = time.monotonic() + 120  # Ray's own processes take their time
-    while any(is_alive(each) for each in everything):
+    deadline = time.monotonic() + 60
+    while any(is_alive(each) for each in found):
         if time.monotonic() > deadline:
-            raise SystemExit(f"of the killed run are left {[each for each in everything if is_alive(each)]}")
+            raise SystemExit(f"of the killed run are left {[each for each in found if is_alive(each)]}")
         time.sleep(0.02)
     return f"{where}, went on" if status == 0 else where
 
