@@ -56,10 +56,12 @@ class _Axis:
 def draw(title: str, kept: Sketch, dropped: Sketch, lines: Sequence[Line] = ()) -> Html:
     """Returns an <svg> of numbers, of which there is at least one."""
     both = kept + dropped
+    if not all(float(line.value).is_integer() for line in lines):  # a share that is 0 everywhere is a share
+        both = dataclasses.replace(both, whole=False)
     axis = _axis(both, [line.value for line in lines])
     lower, upper = (_counts(sketch, axis) for sketch in (kept, dropped))
     total = lower + upper
-    logarithmic = bool(total.max() > 0.5 * total.sum() and (total > 0).sum() > 2)
+    logarithmic = bool(total.max() > 0.5 * total.sum() and (total > 0).sum() > 1)
 
     def height(counts: np.ndarray) -> np.ndarray:
         scaled = np.log1p(counts) / math.log1p(total.max()) if logarithmic else counts / total.max()

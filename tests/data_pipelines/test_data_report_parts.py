@@ -66,6 +66,14 @@ def test_whole_numbers_have_a_bar_each_and_long_tails_a_logarithmic_axis():
     assert {"10", "100", "1k", "10k"} <= set(labels)
 
 
+def test_a_share_that_is_nowhere_more_than_zero_is_drawn_as_a_share():
+    svg = ET.fromstring(draw("share", Sketch.of(np.zeros(9)), Sketch(), [Line("max 0.3", 0.3, True)]))
+    labels = {text.text for text in svg.iter("text") if text.get("class") == "tick"}
+    assert {"0.1", "0.2"} <= labels
+    (line,) = [path.get("d") or "" for path in svg.iter("path") if path.get("class") == "bound"]
+    assert float(line[1:].split(" ")[0]) > 330
+
+
 def test_samples_are_the_same_however_the_documents_lie_in_shards():
     hashes = np.random.default_rng(0).integers(0, 1 << 63, 100).astype(np.uint64)
     kind = Kind("dropped", "stage", "rule")
