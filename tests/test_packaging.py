@@ -78,10 +78,12 @@ def test_every_folder_with_code_is_a_package():
     assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
 
 
-def test_types_are_shipped():
-    assert (Path(slmjax.__file__).parent / "py.typed").is_file()
-    tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
-    assert tool["setuptools"]["package-data"]["slmjax"] == ["py.typed"]
+def test_types_and_tables_are_shipped():
+    shipped = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    package = Path(slmjax.__file__).parent
+    found = {path for pattern in shipped["slmjax"] for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert found == others == {package / "py.typed", package / "kernels/hopper/attention_tilings.json"}
 
 
 # Written in pieces, so that this file does not match itself.

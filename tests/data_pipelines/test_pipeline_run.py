@@ -364,7 +364,8 @@ def test_what_is_printed_has_the_rejects_and_names_with_brackets(corpus, tmp_pat
     screen = io.StringIO()
     source = FilesSourceConfig(paths=(str(corpus),), name="[/files]")
     run(config_of(corpus, tmp_path / "[/out]", sources=(source,)), console=Console(file=screen, width=200))
-    assert "1 invalid_json" in screen.getvalue().splitlines()[0]
+    (read,) = (line for line in screen.getvalue().splitlines() if line.startswith("read "))
+    assert "1 invalid_json" in read
     assert "[/files]" in screen.getvalue()
     assert "[/out]" in screen.getvalue()
 
