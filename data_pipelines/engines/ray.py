@@ -60,6 +60,7 @@ class RayEngine:
                     "_temp_dir": temporary,
                 }
             else:
+                _check_reachable(self._config.address)
                 where = {"address": self._config.address}
             packages = [slmjax.__path__[0], data_pipelines.__path__[0]]
             stack.callback(ray.shutdown)
@@ -166,6 +167,20 @@ def _call(surroundings: _Surroundings, function: Callable[[Any], Any], task: Any
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     return function(task)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises ValueError where nothing listens at an address; Ray itself would try again for minutes."""
+    if address in (None, "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"RayEngineConfig: cannot use Ray at address {address}: {error}; it is 'auto', 'host:port' as `ray start` "
+            "prints it, or 'ray://host:port'"
+        ) from error
 
 
 def _import_ray() -> Any:

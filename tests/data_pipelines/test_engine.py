@@ -166,9 +166,8 @@ def test_ray_writes_the_same_bytes_and_leaves_nothing_running(folder, finished, 
 
 
 @needs_ray
-@quiet_ray
-@pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_an_error(folder, tmp_path):
-    config = config_of(folder, tmp_path / "out", engine=RayEngineConfig(address="127.0.0.1:9"))
-    with pytest.raises(ValueError, match=r"RayEngineConfig: cannot use Ray at address 127.0.0.1:9"):
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "somewhere"])
+def test_a_cluster_that_is_not_there_is_an_error_at_once(folder, tmp_path, address):
+    config = config_of(folder, tmp_path / "out", engine=RayEngineConfig(address=address))
+    with pytest.raises(ValueError, match=f"RayEngineConfig: cannot use Ray at address {address}: "):
         quiet(config)
