@@ -1,8 +1,12 @@
 """What comes out depends neither on where the work is done nor on how many do it; engines by themselves."""
 
 import importlib.util
+import multiprocessing
+import operator
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +52,19 @@ def test_every_kind_of_stage_has_something_to_do(folder, finished):
 def test_the_output_does_not_depend_on_the_number_of_workers(folder, finished, tmp_path):
     quiet(config_of(folder, tmp_path / "out", num_workers=2, worker_bytes=1 << 30))
     assert snapshot(tmp_path / "out") == snapshot(finished)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_worker_that_was_killed_while_idle_does_not_keep_the_others_from_ending(number):
+    """One of the two waits for work with a lock, which it takes with it."""
+    before = set(multiprocessing.active_children())
+    with LocalEngine(2) as engine:
+        assert list(engine.map(operator.neg, range(5))) == [0, -1, -2, -3, -4]
+        ours = sorted(set(multiprocessing.active_children()) - before, key=lambda process: process.pid)
+        assert len(ours) == 2
+        time.sleep(0.2)
+        os.kill(ours[number].pid, signal.SIGKILL)
+    assert not set(multiprocessing.active_children()) - before
 
 
 def test_without_ray_a_line_says_what_to_install(folder, tmp_path, monkeypatch):
