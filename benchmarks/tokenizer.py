@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("documents")
     parser.add_argument("--models", default="tokenizer_models", type=Path)
     parser.add_argument("--passes", default=5, type=int)
-    parser.add_argument("--passages", default=2000, type=int, help="of at most 4,000 characters, to train on")
+    parser.add_argument("--passages", default=25_000, type=int, help="of at most 4,000 characters, to train on")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     pa.set_cpu_count(1)
