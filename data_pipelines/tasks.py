@@ -77,7 +77,7 @@ class Done:
     outputs: dict[str, str]
     result: dict[str, Any]
     seconds: float | None
-    extent: Extent = Extent()
+    extent: Extent
 
 
 def run_tasks(
