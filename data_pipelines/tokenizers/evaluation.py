@@ -128,7 +128,10 @@ def evaluate(tokenizers: Sequence[Tokenizer], samples: Samples) -> list[Evaluati
 
 def print_evaluations(names: Sequence[str], evaluations: Sequence[Evaluation], console: Console) -> None:
     """Tables of tokenizers side by side: of all texts, then bytes a token by source and by language."""
-    overall = Table("tokenizer", *_right("pieces", "unused", "bytes/token", "tokens/word", "byte tokens", "failures"))
+    overall = Table(
+        Column("tokenizer", overflow="fold"),
+        *_right("pieces", "unused", "bytes a token", "tokens a word", "byte tokens", "failures"),
+    )
     for name, evaluation in zip(names, evaluations, strict=True):
         counts = evaluation.groups[ALL, ""]
         overall.add_row(
@@ -145,7 +148,7 @@ def print_evaluations(names: Sequence[str], evaluations: Sequence[Evaluation], c
         groups = sorted(name for kind, name in evaluations[0].groups if kind == by)
         if len(groups) == 1:  # all texts, which are in the first table
             continue
-        table = Table(by, *_right("documents", "MB", *(f"bytes/token {name}" for name in names)))
+        table = Table(by, *_right("documents", "MB", *(f"bytes a token {name}" for name in names)))
         for group in groups:
             counts = [evaluation.groups[by, group] for evaluation in evaluations]
             sizes = [f"{counts[0].documents:,}", f"{counts[0].bytes / 1e6:.2f}"]
@@ -154,4 +157,4 @@ def print_evaluations(names: Sequence[str], evaluations: Sequence[Evaluation], c
 
 
 def _right(*headers: str) -> list[Any]:
-    return [Column(header, justify="right") for header in headers]
+    return [Column(header, justify="right", overflow="fold") for header in headers]

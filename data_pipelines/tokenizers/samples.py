@@ -25,6 +25,9 @@ class Samples:
 
     Attributes:
       rejected: how much could not be read, by reason, once the samples were read.
+
+    Raises:
+      ValueError: a path names no file.
     """
 
     def __init__(
@@ -36,12 +39,13 @@ class Samples:
         language_field: str = "language",
     ):
         self._config = FilesSourceConfig(paths=tuple(paths), text_field=text_field)
+        self._files = list(list_inputs(self._config))
         self._fields = (text_field, source_field, language_field)
         self.rejected: collections.Counter[str] = collections.Counter()
 
     def __iter__(self) -> Iterator[Sample]:
         self.rejected.clear()
-        for file in list_inputs(self._config):
+        for file in self._files:
             yield from self._of_text(file) if file.format == "text" else self._of_records(file)
 
     def texts(self) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.tokenizers.samples import Samples
-from slmjax.data.sentencepieces import ModelProto
+from slmjax.data.sentencepieces import SPACE_MARK, ModelProto
 from slmjax.data.tokenizer import Tokenizer, write_model
 
 _KIND = ModelProto.SentencePiece
@@ -42,8 +42,8 @@ def count_tokens(tokenizer: Tokenizer, batches: Iterable[Sequence[str]]) -> np.n
 def trim(model: bytes, counts: np.ndarray, *, vocab_size: int | None = None) -> Trimmed:
     """Drops learned pieces, those first that are used least; of equal ones those that were learned last.
 
-    Kept are specials, bytes, user symbols and, in a BPE, every piece that a kept one is merged from: a text that needs
-    no dropped piece keeps its tokens. What needs one is written with smaller pieces, or bytes.
+    Kept are specials, bytes, user symbols, the piece of a space and, in a BPE, every piece that a kept one is merged
+    from: a text that needs no dropped piece keeps its tokens. What needs one is written with smaller pieces, or bytes.
 
     Args:
       model: a SentencePiece model.
@@ -55,12 +55,13 @@ def trim(model: bytes, counts: np.ndarray, *, vocab_size: int | None = None) -> 
     """
     proto = ModelProto.FromString(model)
     pieces = list(proto.pieces)
-    learned = [i for i, piece in enumerate(pieces) if piece.type in _LEARNED]
+    # Without its piece a space would come back as the mark that stands for it.
+    learned = [i for i, piece in enumerate(pieces) if piece.type in _LEARNED and piece.piece != SPACE_MARK]
     num_fixed = len(pieces) - len(learned)
     if vocab_size is not None and not num_fixed <= vocab_size < len(pieces):
         raise ValueError(
-            f"vocab_size must be at least {num_fixed} (specials, bytes and user symbols) and less than {len(pieces)}, "
-            f"the size now; got {vocab_size}"
+            f"vocab_size must be at least {num_fixed} (specials, bytes, user symbols and the space) and less than "
+            f"{len(pieces)}, the size now; got {vocab_size}"
         )
     merges = _Merges(pieces[i] for i in learned) if proto.trainer_spec.model_type == proto.trainer_spec.BPE else None
     ids = {pieces[i].piece: i for i in learned}
@@ -72,14 +73,14 @@ def trim(model: bytes, counts: np.ndarray, *, vocab_size: int | None = None) -> 
         needed = {i} if merges is None else {i, *(ids[part] for part in merges.parts(pieces[i].piece))}
         if len(kept) + len(needed - kept) <= room:
             kept |= needed
-    dropped = [i for i in learned if i not in kept]
+    dropped = {i: pieces[i].piece for i in learned if i not in kept}
     del proto.pieces[:]
-    proto.pieces.extend(piece for i, piece in enumerate(pieces) if i in kept or piece.type not in _LEARNED)
+    proto.pieces.extend(piece for i, piece in enumerate(pieces) if i not in dropped)
     proto.trainer_spec.vocab_size = len(proto.pieces)
     proto.DiscardUnknownFields()  # such as examples of what the whole vocabulary makes of texts
     return Trimmed(
         model=proto.SerializeToString(deterministic=True),
-        dropped=[pieces[i].piece for i in dropped],
+        dropped=list(dropped.values()),
         num_unused=sum(not counts[i] for i in dropped),
     )
 

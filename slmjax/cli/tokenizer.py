@@ -44,6 +44,7 @@ def evaluate(
     if output is not None:
         results = [{"path": str(p), **e.to_json()} for p, e in zip(tokenizers, evaluations, strict=True)]
         content = {"data": data, "rejected": samples.rejected, "tokenizers": results}
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -19,8 +19,8 @@ _KIND = ModelProto.SentencePiece
 
 # SentencePiece writes a space as U+2581, so a real U+2581 would come back as a space. It is written as _ESCAPE + "1",
 # and a real _ESCAPE (private use, all but never seen in text) as _ESCAPE + "0".
-_SPACE_MARK, _ESCAPE = "\u2581", "\uee00"
-_ESCAPES = {_SPACE_MARK: _ESCAPE + "1", _ESCAPE: _ESCAPE + "0"}
+SPACE_MARK, _ESCAPE = "\u2581", "\uee00"
+_ESCAPES = {SPACE_MARK: _ESCAPE + "1", _ESCAPE: _ESCAPE + "0"}
 
 # Encoding needs about 100 bytes of memory a byte, so a longer text is encoded in pieces of at most this length.
 _MAX_BYTES = 1 << 20
@@ -35,7 +35,7 @@ _PASSAGE_CHARACTERS = 4000
 # separate line break and 3.22 for what BPE finds by itself.
 _LINE_BREAKS = (
     *("\n", "\n\n", "\n\n\n"),
-    *(breaks + _SPACE_MARK * spaces for breaks in ("\n", "\n\n") for spaces in range(1, 32, 2)),
+    *(breaks + SPACE_MARK * spaces for breaks in ("\n", "\n\n") for spaces in range(1, 32, 2)),
 )
 
 
@@ -215,16 +215,16 @@ def _joined_pairs(proto: Any) -> np.ndarray | None:
     if changes or not normalizer.escape_whitespaces or not proto.trainer_spec.byte_fallback:
         return None
     pieces = (piece.piece for piece in proto.pieces if piece.type in found_in_texts)
-    return joined_pairs((piece.replace(_SPACE_MARK, " ").encode() for piece in pieces), _ESCAPES)
+    return joined_pairs((piece.replace(SPACE_MARK, " ").encode() for piece in pieces), _ESCAPES)
 
 
 def _written(symbol: str) -> str:
-    return _escape(symbol).replace(" ", _SPACE_MARK)
+    return _escape(symbol).replace(" ", SPACE_MARK)
 
 
 def _escape(text: str) -> str:
-    return text.replace(_ESCAPE, _ESCAPES[_ESCAPE]).replace(_SPACE_MARK, _ESCAPES[_SPACE_MARK])
+    return text.replace(_ESCAPE, _ESCAPES[_ESCAPE]).replace(SPACE_MARK, _ESCAPES[SPACE_MARK])
 
 
 def _unescape(text: str) -> str:
-    return text.replace(_ESCAPES[_SPACE_MARK], _SPACE_MARK).replace(_ESCAPES[_ESCAPE], _ESCAPE)
+    return text.replace(_ESCAPES[SPACE_MARK], SPACE_MARK).replace(_ESCAPES[_ESCAPE], _ESCAPE)

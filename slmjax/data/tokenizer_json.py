@@ -70,7 +70,7 @@ class JsonModel:
         )
         self._specials = specials
         self._dtype = ids_dtype(self.vocab_size)
-        if "lossless" not in self._own and (loss := first_loss(self.round_trip, _PROBES)):
+        if "lossless" not in self._own and (loss := self.first_loss()):
             raise ValueError(f"loses text: {loss}. `slmjax tokenizer import --lossy` takes it nevertheless")
 
     def __getstate__(self):
@@ -94,8 +94,13 @@ class JsonModel:
         """Text of `ids`, without special tokens."""
         return self._library.decode(ids, skip_special_tokens=True)
 
-    def round_trip(self, text: str) -> str:
-        """What is left of a text."""
+    def first_loss(self, texts: Iterable[str] = ()) -> str | None:
+        """What is lost of some hard texts, or else of those given, for people to read; None where all come back."""
+        # Tokens that were added may take the spaces around them.
+        added = (f"a  {token.content}  b{token.content}c" for token in self._added.values())
+        return _first_loss(self._round_trip, itertools.chain(_PROBES, added, texts))
+
+    def _round_trip(self, text: str) -> str:
         return self.decode(self._library.encode(text, add_special_tokens=False).ids)
 
     def piece(self, token_id: int) -> str:
@@ -118,15 +123,18 @@ def read_source(model: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of a tokenizer.json without what slmjax added, and that.
 
     Raises:
-      ValueError: not JSON, or not of a tokenizer.
+      ValueError: not JSON, or not of a tokenizer, or what slmjax added is damaged.
     """
     try:
         source = json.loads(model)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not valid JSON: {error}") from error
     if not isinstance(source, dict) or "model" not in source:
         raise ValueError("is not a tokenizer.json of Hugging Face: it has no model")
-    return source, source.pop(OWN_KEY, {})
+    own = source.pop(OWN_KEY, {})
+    if not isinstance(own, dict) or not all(isinstance(own[name], str) for name in own.keys() - {"lossless"}):
+        raise ValueError(f"names no tokens under {OWN_KEY!r}; take that key out, or import the file again")
+    return source, own
 
 
 def open_tokenizer(source: Mapping[str, Any]) -> Any:
@@ -152,7 +160,7 @@ def open_tokenizer(source: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def first_loss(round_trip: Callable[[str], str], texts: Iterable[str]) -> str | None:
+def _first_loss(round_trip: Callable[[str], str], texts: Iterable[str]) -> str | None:
     """Where the first text that does not come back differs, for people to read; None where all come back."""
     for text in texts:
         back = round_trip(text)
@@ -199,7 +207,7 @@ def import_tokenizer(
         tokenizer.add_special_tokens([own[role]])
     imported = json.loads(tokenizer.to_str())
     result = JsonModel(_written(imported, {**own, "lossless": False}))
-    loss = first_loss(result.round_trip, (*_PROBES, *own.values(), *texts))
+    loss = result.first_loss(texts)
     if loss and not lossy:
         raise ValueError(f"loses text: {loss}; --lossy takes it nevertheless")
     if loss:

@@ -144,6 +144,16 @@ def test_what_loses_text_is_refused_or_taken_by_name(tmp_path):
         Tokenizer.load(path)
 
 
+def test_added_tokens_that_take_spaces_are_found():
+    greedy = byte_level()
+    greedy.add_tokens([tokenizers.AddedToken("<think>", lstrip=True, rstrip=True)])
+    with pytest.raises(ValueError, match=r"loses text: 'a  <think>"):
+        import_tokenizer(source(greedy), {})
+    plain = byte_level()
+    plain.add_tokens([tokenizers.AddedToken("<think>")])
+    assert "loses" not in import_tokenizer(source(plain), {})[1]
+
+
 def test_texts_of_the_user_are_tried_too():
     strange = byte_level(normalizer=normalizers.Replace("zebra", "horse"))
     assert "loses" not in import_tokenizer(source(strange), {}, texts=["a horse"])[1]
@@ -156,6 +166,9 @@ def test_texts_of_the_user_are_tried_too():
     [
         (b"{", r"is not valid JSON"),
         (b"{}", r"is not a tokenizer\.json of Hugging Face: it has no model"),
+        (b'{"model": ' + b"[" * 100_000, r"is not valid JSON"),
+        (b'{"model": {}, "slmjax": ["<s>"]}', r"names no tokens under 'slmjax'"),
+        (b'{"model": {}, "slmjax": {"bos": 3}}', r"names no tokens under 'slmjax'"),
         (b'{"model": 3}', r"is not a tokenizer\.json of Hugging Face \(or is damaged\)"),
     ],
 )

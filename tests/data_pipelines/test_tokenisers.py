@@ -131,6 +131,17 @@ def test_trimming_to_a_size_drops_the_least_used_and_loses_no_text(root, name):
     smaller.control_id("<|user|>")
 
 
+@pytest.mark.parametrize("name", ["bpe.model", "unigram.model"])
+def test_spaces_come_back_even_where_no_text_held_one(root, name):
+    model = (root / name).read_bytes()
+    trimmed = trim(model, count_tokens(Tokenizer(model), [["dog"]]))
+    smaller = Tokenizer(trimmed.model)
+    assert trimmed.num_unused == len(trimmed.dropped) > 0
+    assert "\u2581" not in trimmed.dropped
+    for text in ("dog", ENGLISH, "  a \u2581 "):
+        assert smaller.decode(smaller.encode(text)) == text
+
+
 def test_every_piece_of_a_trimmed_bpe_can_be_made(root):
     model = (root / "bpe.model").read_bytes()
     tokenizer = Tokenizer(model)
@@ -156,7 +167,8 @@ def test_trim_says_what_it_costs_and_refuses_what_cannot_be(root, tmp_path, monk
     with pytest.raises(ValueError, match="no texts to evaluate on; 1 records"):
         evaluate([Tokenizer.load(output)], Samples([str(tmp_path / "empty.jsonl")]))
     assert not (tmp_path / "x.model").exists()
-    monkeypatch.setattr("sys.argv", ["slmjax", "tokenizer", "evaluate", str(tmp_path / "no.model"), "--data", "x"])
+    arguments = ["tokenizer", "evaluate", str(tmp_path / "no.model"), "--data", str(root)]
+    monkeypatch.setattr("sys.argv", ["slmjax", *arguments])
     with pytest.raises(SystemExit):
         main()
     assert "cannot read the tokenizer model" in capsys.readouterr().err
@@ -193,3 +205,5 @@ def test_import_writes_a_file_that_loads(root, tmp_path):
         run("trim", output, tmp_path / "x.model", "--data", root / "data.jsonl")
     with pytest.raises(ValueError, match=r"none\.json: No such file"):
         run("import", tmp_path / "none.json", output)
+    with pytest.raises(ValueError, match=r"^cannot list .*none\.jsonl"):
+        run("import", tmp_path / "in.json", output, "--data", tmp_path / "none.jsonl")
