@@ -25,7 +25,7 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.3g}"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:,.3g}"
     if isinstance(value, list):
         return " ".join(map(number, value))
     text = str(value)
@@ -189,7 +189,7 @@ def _range_table(width: int, title: str | None) -> Table:
     table = Table(
         title=title and Text(visible(title), style="bold"), title_justify="left", box=None, padding=(0, 1, 0, 0)
     )
-    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")  # the longest cells give way on a narrow terminal
     for heading in ("min", *(f"{QUANTILES[i]:.0%}" for i in _quantiles(width)), "max"):
         table.add_column(heading, justify="right", no_wrap=True)
     return table

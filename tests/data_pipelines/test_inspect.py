@@ -21,7 +21,7 @@ from data_pipelines.inspection.output import Bound, Output
 from data_pipelines.inspection.visible import visible
 from data_pipelines.run import run
 from slmjax import cli
-from slmjax.config import LengthFilterConfig
+from slmjax.config import FilesSourceConfig, LengthFilterConfig, RepetitionFilterConfig
 from slmjax.data.token_store import TokenStore
 
 
@@ -176,6 +176,25 @@ def test_a_directory_of_files(output, tmp_path):
     pq.write_table(table, tmp_path / "z.parquet", row_group_size=11)
     rows = documents(tmp_path / "z.parquet", "--where", "n>=21", "--limit", 3)
     assert [(row["id"], row["text"]) for row in rows] == [(f"z.parquet#{i + 1}", f"text {i}") for i in (21, 22, 23)]
+
+
+def test_numbers_without_a_bound_are_shown(tmp_path):
+    values = [1.5, float("inf"), float("-inf"), 2.0]
+    pq.write_table(pa.table({"id": list("abcd"), "ifd": values}), tmp_path / "scores.parquet")
+    (row,) = [line.split() for line in inspect(tmp_path).splitlines() if line.startswith("ifd")]
+    assert (row[1], row[-1]) == ("-inf", "inf")
+    assert "ifd inf" in inspect(tmp_path, "--sort", "ifd", "--descending", "--limit", 1)
+
+
+def test_a_narrow_terminal_folds_long_names_before_the_bounds(tmp_path):
+    (tmp_path / "good.jsonl").write_bytes(b"\n".join(orjson.dumps({"text": text_of(i)}) for i in range(NUM_GOOD)))
+    sources = (FilesSourceConfig(paths=(str(tmp_path / "good.jsonl"),)),)
+    config = config_of(
+        tmp_path, sources=sources, stages=(RepetitionFilterConfig(max_top_ngram_share=(0.51, 0.52, 0.53)),)
+    )
+    run(config, console=Console(file=io.StringIO()))
+    done = CliRunner().invoke(cli.app, ["data", "inspect", str(tmp_path / "out")], env={"COLUMNS": "54"})
+    assert all(f"≤ {bound}" in done.output for bound in config.stages[0].max_top_ngram_share), done.output
 
 
 def test_a_token_store_decoded_with_and_without_its_tokens(output):
