@@ -61,7 +61,7 @@ def write_shards(
         group: list[tuple] = []
         with parquet_writer(directory / f"{name}.parquet", schema, compression="none") as writer:
             while document is not None and num_bytes < shard_bytes:
-                size = len(document.text.encode())
+                size = len(document.text) if document.text.isascii() else len(document.text.encode())
                 group.append((document.id, document.key, size, document.text, document.messages))
                 num_documents, num_bytes, group_bytes = num_documents + 1, num_bytes + size, group_bytes + size
                 if group_bytes >= _GROUP_BYTES or len(group) == _GROUP_DOCUMENTS:
@@ -121,6 +121,12 @@ def small_batches(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         first = last
 
 
+def columns(path: Path, names: Sequence[str]) -> list[pa.Array]:
+    """Some whole columns of a parquet file."""
+    batches = list(read_batches(path, names))
+    return [pa.concat_arrays([batch.column(name) for batch in batches]) for name in names]
+
+
 def column(path: Path, name: str) -> pa.Array:
     """One whole column of a parquet file."""
-    return pa.concat_arrays([batch.column(0) for batch in read_batches(path, [name])])
+    return columns(path, [name])[0]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.documents import Shard, column, parquet_writer
+from data_pipelines.documents import Shard, columns, parquet_writer
 
 _CUT = pa.struct([("start", pa.int64()), ("end", pa.int64())])
 _SCHEMA = pa.schema([("reason", pa.string()), ("duplicate_of", pa.string()), ("cuts", pa.list_(_CUT))])
@@ -83,12 +83,12 @@ class Verdicts:
             nothing = np.full(shard.documents, None, object)
             return cls(reasons=np.full(shard.documents, "", object), duplicate_of=nothing, cuts=Cuts.none())
         path = verdicts_path(root, step, shard)
-        lists = column(path, "cuts")
+        lists, reasons, originals = columns(path, ["cuts", "reason", "duplicate_of"])
         rows = np.repeat(np.arange(len(lists)), lists.value_lengths().to_numpy())
         starts, ends = (lists.flatten().field(i).to_numpy() for i in range(2))
         return cls(
-            reasons=column(path, "reason").fill_null("").to_numpy(zero_copy_only=False),
-            duplicate_of=column(path, "duplicate_of").to_numpy(zero_copy_only=False),
+            reasons=reasons.fill_null("").to_numpy(zero_copy_only=False),
+            duplicate_of=originals.to_numpy(zero_copy_only=False),
             cuts=Cuts(rows=rows, starts=starts, ends=ends),
         )
 

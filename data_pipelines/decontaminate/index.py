@@ -15,7 +15,7 @@ from data_pipelines.readers.inputs import list_inputs
 from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.stages import alphabet, hashed_words
 from data_pipelines.stages.contamination import SECOND, Index, IndexFile, whole_document
-from data_pipelines.stages.normalise import normalise
+from data_pipelines.stages.normalise import normalise_all
 from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 from slmjax.config import DecontaminationConfig, EvaluationTextConfig, NormaliseConfig
@@ -72,7 +72,8 @@ def make_index(task: IndexTask) -> tasks.Done:
     for evaluation in task.config.evaluations:
         for item, field, text in _read(evaluation):
             rows.append((evaluation.name, item, field))
-            texts.append(normalise(task.normalise, text))
+            texts.append(text)
+    texts = normalise_all(task.normalise, texts)
     index, looked_for = build(task.config, texts)
     output = texts_path(task.root, task.name)
     index.save(output.with_suffix(".npz"))
@@ -98,13 +99,14 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
     hashes = [whole_document(each.hashes) if each.length < prefix else each.hashes for each in found]
     grams = np.concatenate([np.zeros(0, np.uint64), *hashes])
     owners = np.concatenate([np.zeros(0, np.int64), *(each.owners for each in found)])
-    order = np.argsort(grams)
+    order = _order(grams)
     grams = grams[order]
     new = np.append(True, grams[1:] != grams[:-1])[: len(grams)]
     numbers = np.cumsum(new, dtype=np.uint64) << _HALF
     pairs = buckets.distinct(numbers | owners[order].view(np.uint64))  # of a gram and a text that has it, each once
     grams, owners = grams[new], (pairs & _LOWER).view(np.int64)
-    starts = np.searchsorted(pairs, np.arange(1, len(grams) + 1, dtype=np.uint64) << _HALF)
+    of_gram = pairs >> _HALF
+    starts = np.flatnonzero(np.append(True, of_gram[1:] != of_gram[:-1])[: len(pairs)])
     runs = [each for each in found if each.length >= prefix and len(each.hashes)]
     keys = buckets.distinct(np.concatenate([np.zeros(0, np.uint64), *(each.keys(prefix) for each in runs)]))
     sizes = np.bincount(owners, minlength=len(texts))
@@ -134,7 +136,7 @@ class _Grams:
 
     def keys(self, prefix: int) -> np.ndarray:
         """Hashes of the first words of each."""
-        return hashed_words.runs_at(self.words.hashes, self.places, prefix)
+        return _runs(self.words, self.places, prefix)
 
 
 def _grams(letters: Ranks, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
@@ -145,15 +147,30 @@ def _grams(letters: Ranks, words: hashed_words.Words, length: int, *, exactly: b
     places = np.arange(len(owners)) + np.repeat(words.first[:-1] - (np.cumsum(counts) - counts), counts)
     lettered = letters.count(words.starts[places], words.ends[places + length - 1]) > 0
     places, owners = places[lettered], owners[lettered]
-    hashes = hashed_words.runs_at(words.hashes, places, length)
-    return _Grams(length, hashes, owners + start, places, words)
+    return _Grams(length, _runs(words, places, length), owners + start, places, words)
+
+
+def _runs(words: hashed_words.Words, places: np.ndarray, length: int) -> np.ndarray:
+    """Hashes of the runs at some places; where these are most of them, from those of all."""
+    if 4 * len(places) < len(words.hashes):
+        return hashed_words.runs_at(words.hashes, places, length)
+    return hashed_words.runs(words.hashes, length)[places]
+
+
+def _order(values: np.ndarray) -> np.ndarray:
+    """What sorts uint64 values: numbers of their upper bits and their index are sorted, several times as fast."""
+    low = np.uint64((1 << len(values).bit_length()) - 1)
+    packed = np.sort((values & ~low) | np.arange(len(values), dtype=np.uint64))
+    order = (packed & low).view(np.int64)
+    ordered = values[order]
+    return order if (ordered[1:] >= ordered[:-1]).all() else np.argsort(values)
 
 
 def _bits(keys: np.ndarray) -> np.ndarray:
     """The filter of an index."""
     size = max(16, (_BITS_PER_KEY * len(keys)).bit_length())
     flags = np.zeros(1 << size, bool)
-    for values in (keys, keys * SECOND):
+    for values in (keys, np.sort(keys * SECOND)):  # in order, so that they are set from one end to the other
         flags[values >> np.uint64(64 - size)] = True
     return np.packbits(flags, bitorder="little")
 

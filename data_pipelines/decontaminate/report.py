@@ -16,6 +16,8 @@ from data_pipelines.documents import Shard, read_batches
 from data_pipelines.measuring import measure_path
 from data_pipelines.verdicts import Verdicts
 
+_NAMES = ("evaluation", "item", "field")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportTask(tasks.Task):
@@ -29,15 +31,14 @@ def write_report(task: ReportTask) -> tasks.Done:
     """Writes a line for every text of an evaluation set in every document that reached the stage, and the sums."""
     started = time.monotonic()
     outputs = [task.root / "contamination" / f"{task.name}{suffix}" for suffix in (".jsonl", ".json")]
-    texts = pq.read_table(texts_path(task.root, task.name)).to_pylist()
+    texts = pq.read_table(texts_path(task.root, task.name))
     found: set[int] = set()
     documents: collections.Counter[str] = collections.Counter()
     with files.replacing(outputs[0]) as partial, open(partial, "wb") as lines:
         for row in _rows(task):
             evaluations = set()
             for match in row["found"]:
-                text = texts[match["text"]]
-                evaluation, item, field = text["evaluation"], text["item"], text["field"]
+                evaluation, item, field = (texts[name][match["text"]].as_py() for name in _NAMES)
                 found.add(match["text"])
                 evaluations.add(evaluation)
                 line = {
@@ -55,14 +56,14 @@ def write_report(task: ReportTask) -> tasks.Done:
             documents.update(evaluations)
     sums: dict[str, dict[str, Any]] = {}
     items: dict[str, set[str]] = collections.defaultdict(set)
-    for number, text in enumerate(texts):
-        name = text["evaluation"]
+    names, ways = (texts[name].to_pylist() for name in ("evaluation", "looked_for"))
+    for (name, way), number in collections.Counter(zip(names, ways, strict=True)).items():
         of_set = sums.setdefault(name, {"texts": 0, "looked_for": collections.Counter(), "texts_found": 0})
-        of_set["texts"] += 1
-        of_set["looked_for"][text["looked_for"]] += 1
-        if number in found:
-            of_set["texts_found"] += 1
-            items[name].add(text["item"])
+        of_set["texts"] += number
+        of_set["looked_for"][way] += number
+    for number in found:
+        sums[names[number]]["texts_found"] += 1
+        items[names[number]].add(texts["item"][number].as_py())
     for name, of_set in sums.items():
         of_set.update(items_found=len(items[name]), documents=documents[name])
     files.write_text(outputs[1], json.dumps(sums, indent=1) + "\n")

@@ -2,8 +2,9 @@
 
 import bisect
 import dataclasses
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,14 @@ def read(task: ExcerptTask) -> tasks.Done:
         stage: _attributes(task, stage, sorted({wanted.row for wanted in task.wanted if wanted.kind.stage == stage}))
         for stage in {wanted.kind.stage for wanted in task.wanted if wanted.kind.fate != "compare"}
     }
+    states = _states(task, {row: text[:_SEARCHED_CHARS] for row, text in texts.items()})
+    shown = [_shown(task, wanted, states) for wanted in task.wanted]
+    masked = iter(_masked(task.stages, list(itertools.chain.from_iterable(shown))))
     excerpts = []
-    for wanted in task.wanted:
+    for wanted, each in zip(task.wanted, shown, strict=True):
         row = measured.get(wanted.kind.stage, {}).get(wanted.row, {})
-        excerpts.append({**decisions[wanted.row], **_excerpt(task, wanted, texts[wanted.row], row)})
+        excerpt = _excerpt(task, wanted, each, list(itertools.islice(masked, len(each))), row)
+        excerpts.append({**decisions[wanted.row], **excerpt})
     return tasks.finish(task, [], {"excerpts": excerpts}, started=started)
 
 
@@ -88,24 +93,51 @@ def _decisions(task: ExcerptTask | LocateTask) -> Path:
     return task.root / "work" / "decisions" / f"{task.shard.name}.parquet"
 
 
-def _excerpt(task: ExcerptTask, wanted: Wanted, text: str, row: dict[str, Any]) -> dict[str, Any]:
-    names = [name for name, _ in task.stages]
-    number = names.index(wanted.kind.stage)
-    config = task.stages[number][1]
-    text = _as_seen(task.stages[:number], text[:_SEARCHED_CHARS])
+def _number(task: ExcerptTask, wanted: Wanted) -> int:
+    """Of the stage."""
+    return [name for name, _ in task.stages].index(wanted.kind.stage)
+
+
+def _states(task: ExcerptTask, texts: dict[int, str]) -> list[dict[int, str]]:
+    """The texts by row: as they were, after the first stage, after the second, as far as they are wanted."""
+    last = {wanted.row: -1 for wanted in task.wanted}
+    for wanted in task.wanted:
+        last[wanted.row] = max(last[wanted.row], _number(task, wanted))
+    states = [texts]
+    for number, (_, config) in enumerate(task.stages):
+        rows = [row for row in texts if last[row] >= number]
+        after = _rewritten([config], [states[-1][row] for row in rows])
+        states.append(dict(zip(rows, after, strict=True)))
+    return states
+
+
+def _shown(task: ExcerptTask, wanted: Wanted, states: list[dict[int, str]]) -> list[str]:
+    """The texts of which something is shown: that which reached the stage, that which left it, or both."""
+    number = _number(task, wanted)
+    config, text = task.stages[number][1], states[number][wanted.row]
     if wanted.kind.fate == "compare":
-        return {"text": _masked(task.stages, text[:_COMPARED_CHARS])}
+        return [text[:_COMPARED_CHARS]]
     if wanted.kind.fate == "changed" and isinstance(config, RewriteConfig):
-        before, text = text, _as_seen([task.stages[number]], text)
-        if not isinstance(config, MaskPersonalDataConfig):
-            before = _masked(task.stages, before)
-            spans = highlights.removed_lines(before, _masked(task.stages, text))
-            return {"facts": _facts(config, wanted.kind, row), "pieces": pieces(before, spans)}
-    cuts = _cuts(task, wanted, text) if not row else []
-    if not cuts:  # their places are those of the text as it is
-        text = _masked(task.stages, text)
-        cuts = highlights.find(config, wanted.kind.rule, text, row) if wanted.kind.fate != "kept" else []
-    return {"facts": _facts(config, wanted.kind, row), "pieces": pieces(text, cuts)}
+        after = states[number + 1][wanted.row]
+        return [after] if isinstance(config, MaskPersonalDataConfig) else [text, after]
+    return [text]
+
+
+def _excerpt(
+    task: ExcerptTask, wanted: Wanted, shown: list[str], masked: list[str], row: dict[str, Any]
+) -> dict[str, Any]:
+    """What a page has of a document; `masked` is what is `shown` without personal data."""
+    config = task.stages[_number(task, wanted)][1]
+    if wanted.kind.fate == "compare":
+        return {"text": masked[0]}
+    facts = _facts(config, wanted.kind, row)
+    if len(shown) > 1:
+        return {"facts": facts, "pieces": pieces(masked[0], highlights.removed_lines(*masked))}
+    cuts = _cuts(task, wanted, shown[0]) if not row else []
+    if cuts:  # their places are those of the text as it is
+        return {"facts": facts, "pieces": pieces(shown[0], cuts)}
+    found = highlights.find(config, wanted.kind.rule, masked[0], row) if wanted.kind.fate != "kept" else []
+    return {"facts": facts, "pieces": pieces(masked[0], found)}
 
 
 def pieces(text: str, spans: Sequence[Span]) -> list[Piece]:
@@ -140,17 +172,17 @@ def _densest(spans: Sequence[Span]) -> int:
     return best
 
 
-def _as_seen(before: Sequence[tuple[str, StageConfig]], text: str) -> str:
-    """The text after the stages that change it."""
-    for _, config in before:
-        if isinstance(config, RewriteConfig):
-            (text,) = stages.rewrite(config, Texts.of([text]))[0].strings
-    return text
+def _rewritten(configs: Iterable[StageConfig], texts: list[str]) -> list[str]:
+    """The texts after those of the stages that change them."""
+    for config in configs:
+        if isinstance(config, RewriteConfig) and texts:
+            texts = stages.rewrite(config, Texts.of(texts))[0].strings
+    return texts
 
 
-def _masked(all_stages: Sequence[tuple[str, StageConfig]], text: str) -> str:
+def _masked(all_stages: Sequence[tuple[str, StageConfig]], texts: list[str]) -> list[str]:
     """Without personal data where the corpus is to have none: reports go further than corpora."""
-    return _as_seen([each for each in all_stages if isinstance(each[1], MaskPersonalDataConfig)], text)
+    return _rewritten((config for _, config in all_stages if isinstance(config, MaskPersonalDataConfig)), texts)
 
 
 def _facts(config: StageConfig, kind: Kind, row: dict[str, Any]) -> list[tuple[str, str, bool]]:

@@ -96,7 +96,8 @@ def _axis(sketch: Sketch, bounds: Sequence[float]) -> _Axis:
     ends = [*bounds, low, high]
     low, high = min(ends), max(ends)
     if low >= 0 and high >= _LOG_FROM:
-        positive = [middle for middle, _ in sketch.middles if middle > 0] + [bound for bound in bounds if bound > 0]
+        middles = sketch.middles[0].tolist()
+        positive = [middle for middle in middles if middle > 0] + [bound for bound in bounds if bound > 0]
         first = math.floor(math.log2(max(min(positive), low, 1.0 if sketch.whole else 0.0)))
         last = math.ceil(math.log2(high * 1.0001))
         first = max(first, last - _MOST_BINS)
@@ -119,16 +120,12 @@ def _axis(sketch: Sketch, bounds: Sequence[float]) -> _Axis:
 
 def _counts(sketch: Sketch, axis: _Axis) -> np.ndarray:
     """Numbers in each bin; those outside of the plot are in the outermost ones."""
+    middles, found = sketch.middles
     counts = np.zeros(len(axis.edges) - 1, np.int64)
-    zero = 0
-    for middle, count in sketch.middles:
-        if axis.zero and middle == 0:
-            zero = count
-        else:
-            value = round(middle) if sketch.whole else middle
-            bin_ = int(np.searchsorted(axis.edges, value, side="right")) - 1
-            counts[min(max(bin_, 0), len(counts) - 1)] += count
-    return np.append(zero, counts) if axis.zero else counts
+    bins = np.searchsorted(axis.edges, np.rint(middles) if sketch.whole else middles, side="right") - 1
+    of_zero = (middles == 0) & axis.zero
+    np.add.at(counts, bins[~of_zero].clip(0, len(counts) - 1), found[~of_zero])
+    return np.append(found[of_zero].sum(), counts) if axis.zero else counts
 
 
 def _bars(kind: str, boxes: Sequence[tuple[float, float]], low: np.ndarray, high: np.ndarray) -> str:

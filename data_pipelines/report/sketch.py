@@ -77,23 +77,19 @@ class Sketch:
         return sum(self.bins.values())
 
     @functools.cached_property
-    def middles(self) -> list[tuple[float, int]]:
-        """A number in the middle of each bin, and the bin's count, in order."""
-        return [(_middle(key), count) for key, count in sorted(self.bins.items())]
+    def middles(self) -> tuple[np.ndarray, np.ndarray]:
+        """A number in the middle of each bin, in order, and the counts of the bins."""
+        keys, counts = np.array(sorted(self.bins.items()), np.int64).reshape(-1, 2).T
+        exponents, places = np.divmod(np.abs(keys) - 1, _STEPS)
+        sizes = np.ldexp(0.5 + (places + 0.5) / (2 * _STEPS), exponents - _LEAST)
+        return np.where(keys == 0, 0.0, np.copysign(sizes, keys)), counts
 
     def quantile(self, share: float) -> float:
         """A number that `share` of them lie below, to a sixty-fourth; of whole numbers a whole one."""
         left = share * self.count
-        for middle, count in self.middles:
+        for middle, count in zip(*(each.tolist() for each in self.middles), strict=True):
             left -= count
             if left <= 0:
                 value = round(middle) if self.whole else middle
                 return min(max(value, self.low), self.high)
         return self.high
-
-
-def _middle(key: int) -> float:
-    if key == 0:
-        return 0.0
-    exponent, place = divmod(abs(key) - 1, _STEPS)
-    return math.copysign(math.ldexp(0.5 + (place + 0.5) / (2 * _STEPS), exponent - _LEAST), key)

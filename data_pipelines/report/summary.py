@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines import files, tasks
-from data_pipelines.documents import Shard, column, read_batches
+from data_pipelines.documents import Shard, column, columns, read_batches
 from data_pipelines.measuring import measure_path
 from data_pipelines.report import bounds
 from data_pipelines.report.samples import Kind, Sample, choose, merge
@@ -183,8 +183,8 @@ def _cut(root: Path, name: str, config: StageConfig, shard: Shard) -> np.ndarray
 def _columns(path: Path) -> Iterator[tuple[str, np.ndarray | pa.Array]]:
     """The attributes of a shard that are numbers, also several for a document, or words."""
     fields = [field for field in pq.read_schema(path) if field.name not in _NO_MEASUREMENT]
-    for name in (field.name for field in fields if _is_shown(field.type)):
-        values = column(path, name)
+    names = [field.name for field in fields if _is_shown(field.type)]
+    for name, values in zip(names, columns(path, names), strict=True):
         if pa.types.is_string(values.type):
             yield name, values
         elif pa.types.is_fixed_size_list(values.type):

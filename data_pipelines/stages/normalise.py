@@ -3,7 +3,7 @@ r"""Normalisation of a text: \n line ends, no control characters, one Unicode fo
 import collections
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from slmjax.config import NormaliseConfig
 
@@ -34,6 +34,13 @@ def normalise(config: NormaliseConfig | None, text: str, changes: collections.Co
             changes[kind] += 1
         text = cleaned
     return text
+
+
+def normalise_all(config: NormaliseConfig | None, texts: Sequence[str]) -> list[str]:
+    """Returns every text cleaned. ASCII is looked through all at once: most often there is nothing to clean."""
+    plain = "".join(filter(str.isascii, texts)).encode()
+    clean = len(plain.translate(None, _CONTROL_BYTES)) == len(plain)
+    return [text if clean and text.isascii() else normalise(config, text) for text in texts]
 
 
 def _steps(config: NormaliseConfig, text: str) -> Iterator[tuple[str, str]]:
