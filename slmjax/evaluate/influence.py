@@ -17,7 +17,7 @@ from slmjax.evaluate.adapter_gradients import (
     project,
     select_projections,
 )
-from slmjax.evaluate.packed import TokenSequence
+from slmjax.evaluate.packed import TokenSequence, require_scoring
 from slmjax.train.restore import load_adam_moments, load_run, params_sha256
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -54,10 +54,9 @@ class InfluenceScorer:
 
         Raises:
           ValueError: there is no checkpoint, or not with the moments that the config wants; a target has nothing to
-            learn; there are several processes.
+            learn; `batch_size` is no size; there are several processes.
         """
-        if jax.process_count() > 1:
-            raise ValueError(f"documents are scored by one process, got {jax.process_count()}; start one on each host")
+        require_scoring(batch_size)
         self._config = config
         loaded = load_run(run_config, step=step)
         self._params, self._tokenizer = loaded.params, loaded.tokenizer

@@ -37,6 +37,14 @@ class Place(NamedTuple):
     positions: slice
 
 
+def require_scoring(batch_size: int | None) -> None:
+    """Raises ValueError where `batch_size` is neither None nor positive, or where there are several processes."""
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if jax.process_count() > 1:
+        raise ValueError(f"documents are scored by one process, got {jax.process_count()}; start one on each host")
+
+
 class PackedModel:
     """A checkpoint and the devices on which it looks at sequences.
 
@@ -60,10 +68,9 @@ class PackedModel:
           mesh: devices to spread rows over; None is that of the run.
 
         Raises:
-          ValueError: the run has no checkpoint, or there are several processes.
+          ValueError: the run has no checkpoint, `batch_size` is no size, or there are several processes.
         """
-        if jax.process_count() > 1:
-            raise ValueError(f"documents are scored by one process, got {jax.process_count()}; start one on each host")
+        require_scoring(batch_size)
         self.run_config = run_config
         self.mesh = make_mesh(run_config.mesh) if mesh is None else mesh
         loaded = load_run(run_config, step=step, mesh=self.mesh)

@@ -12,8 +12,9 @@ from trained_run import TEXTS, make_trained_run
 from typer.testing import CliRunner
 
 from slmjax import cli, model
-from slmjax.config import EvalSetConfig, TokenSourceConfig
+from slmjax.config import EvalSetConfig, InfluenceConfig, TargetConfig, TokenSourceConfig
 from slmjax.evaluate.documents import DocumentScorer
+from slmjax.evaluate.influence import InfluenceScorer
 from slmjax.evaluate.likelihood import evaluate_set
 from slmjax.train.restore import load_run, params_sha256
 
@@ -93,6 +94,15 @@ def test_the_identity_is_that_of_the_parameters(run, scorer):
     assert params_sha256(changed) == params_sha256(params)
     swapped = jax.tree.map(lambda leaf: leaf + 1e-3 if leaf is first else leaf, changed)
     assert params_sha256(swapped) != params_sha256(params)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_that_is_none_is_refused(run, size):
+    influence = InfluenceConfig(targets=(TargetConfig(name="t", path="x"),))
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}"):
+        DocumentScorer(run, batch_size=size)
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {size}"):
+        InfluenceScorer(run, influence, {"t": []}, batch_size=size)
 
 
 def test_several_processes_are_refused(run, monkeypatch):
