@@ -18,12 +18,11 @@ from data_pipelines.documents import parquet_writer
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.progress import Reporter
 from data_pipelines.quality import document_vectors
+from data_pipelines.quality.document_vectors import FARTHEST
 from data_pipelines.quality.model_files import expand
 from data_pipelines.quality.scorers import read_scores
 from slmjax.config import DiversityConfig
 from slmjax.data.exclusive import only_user
-
-FARTHEST = 2.0  # 1 - cosine of opposite vectors; also the distance of what is chosen first
 
 _SCHEMA = pa.schema([("id", pa.string()), ("order", pa.int64()), ("distance", pa.float64())])
 
@@ -90,7 +89,8 @@ def k_centre(vectors: document_vectors.Vectors, *, max_documents: int | None, mi
     most = number if max_documents is None else min(max_documents, number)
     nearest = np.full(number, FARTHEST)
     order, distance = np.zeros(number, np.int64), np.zeros(number)
-    new = int(np.argmin(vectors.distances(vectors.mean()))) if number else -1
+    to_mean = np.where(vectors.is_zero, np.inf, vectors.distances(vectors.mean()))
+    new = int(np.argmin(to_mean)) if number else -1
     far = FARTHEST
     for place in range(1, most + 1):
         order[new], distance[new] = place, far

@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines.documents import read_batches
+from data_pipelines.quality.document_columns import require_columns, require_messages, require_texts
 from data_pipelines.quality.features import grams, read_words
 from data_pipelines.quality.model_files import expand
 from data_pipelines.stages.hashed_words import mix
 from slmjax.config import DiversityConfig
+from slmjax.data.conversations import check_messages
+
+FARTHEST = 2.0  # 1 - cosine of opposite vectors
 
 _LARGEST = 32767  # of int16; sums of 2**23 products of such numbers are exact in float64
 _WORD_BITS = 18
@@ -35,8 +38,7 @@ def read_ids(paths: Sequence[Path]) -> Ids:
     """
     per_file: list[list[str]] = []
     for path in paths:
-        if "id" not in pq.read_schema(path).names:
-            raise ValueError(f"{path} has no column id; it holds no documents")
+        require_columns(path, ("id",))
         per_file.append([name for batch in read_batches(path, ["id"]) for name in batch.column(0).to_pylist()])
     names = [name for of_file in per_file for name in of_file]
     by_name = sorted(range(len(names)), key=names.__getitem__)
@@ -49,7 +51,11 @@ def read_ids(paths: Sequence[Path]) -> Ids:
 
 
 class Vectors:
-    """Unit vectors as integers, some of which are in memory as float64 at one time."""
+    """Unit vectors as integers, some of which are in memory as float64 at one time.
+
+    Attributes:
+      is_zero: bool (documents,), of what has no direction: a text without words.
+    """
 
     def __init__(self, values: np.ndarray, worker_bytes: int):
         """Takes int16 (documents, dimensions), perhaps a memory map."""
@@ -62,6 +68,7 @@ class Vectors:
         self._lengths = np.concatenate(
             [np.sqrt((block * block).sum(axis=1)) for _, block in self._blocks()] or [np.zeros(0)]
         )
+        self.is_zero = self._lengths == 0
 
     def __len__(self) -> int:
         return len(self._values)
@@ -83,7 +90,12 @@ class Vectors:
         return quantise(total[None])[0].astype(np.float64)
 
     def distances(self, vector: np.ndarray) -> np.ndarray:
-        """1 - cosine of every vector and another; a vector of zeros is no farther than 0 from any."""
+        """1 - cosine of every vector and another: to one of zeros it is 2, and from one of zeros 0.
+
+        So what has no words adds nothing to what was chosen, and does not stand in the way of anything else.
+        """
+        if not vector.any():
+            return np.where(self.is_zero, 0.0, FARTHEST)
         dots = np.empty(len(self))
         for place, block in self._blocks():
             dots[place] = block @ vector
@@ -146,8 +158,11 @@ def _texts(config: DiversityConfig, path: Path) -> Iterator[pa.Array]:
     for batch in read_batches(path, ["id", wanted]):
         if wanted not in batch.schema.names:
             raise ValueError(f"{path} has no column {wanted}; text = {config.text!r} needs it")
-        found = batch.column(wanted)
-        if wanted == "messages":
+        ids, found = batch.column("id"), batch.column(wanted)
+        if wanted == "text":
+            require_texts(path, ids, found)
+        else:
+            require_messages(path, ids, found, check_messages)
             asked = (
                 "\n".join(turn["content"] for turn in turns if turn["role"] == "user") for turns in found.to_pylist()
             )

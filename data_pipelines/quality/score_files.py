@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from data_pipelines import files, tasks
 from data_pipelines.documents import parquet_writer, read_batches
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.progress import Reporter
+from data_pipelines.quality.document_columns import require_columns, require_messages, require_texts
+from slmjax.data.conversations import check_answered
 from slmjax.data.exclusive import only_user
 
 
@@ -38,7 +39,8 @@ def score_files(
       console: where to print.
 
     Raises:
-      ValueError: there are no such files, or another process writes there.
+      ValueError: there are no such files, one is damaged, a document has no text or no conversation with an answer, or
+        another process writes there.
     """
     found = sorted(documents.glob("*.parquet"))
     if not found:
@@ -46,10 +48,7 @@ def score_files(
     if output.resolve() == documents.resolve():
         raise ValueError(f"the scores of {documents} need a directory of their own")
     for path in found:
-        missing = {"id", column} - set(pq.read_schema(path).names)
-        if missing:
-            kind = "documents" if column == "text" else "conversations"
-            raise ValueError(f"{path} has no column {' and no '.join(sorted(missing))}; it holds no {kind}")
+        require_columns(path, ("id", column), kind="documents" if column == "text" else "conversations")
 
     def score_file(task: tasks.Task) -> tasks.Done:
         started = time.monotonic()
@@ -57,9 +56,14 @@ def score_files(
         schema = pa.record_batch({"id": pa.array([], pa.string()), **score([])}).schema
         with parquet_writer(path, schema) as writer:
             for batch in read_batches(documents / path.name, ["id", column]):
-                scores = score(batch.column(column).to_pylist())
-                writer.write_batch(pa.record_batch({"id": batch.column("id"), **scores}, schema=schema))
-                num_bytes += batch.column(column).nbytes
+                ids, values = batch.column("id"), batch.column(column)
+                if column == "text":
+                    require_texts(documents / path.name, ids, values)
+                else:
+                    require_messages(documents / path.name, ids, values, check_answered)
+                scores = score(values.to_pylist())
+                writer.write_batch(pa.record_batch({"id": ids, **scores}, schema=schema))
+                num_bytes += values.nbytes
         return tasks.finish(task, [path], {"bytes": num_bytes}, started=started)
 
     with only_user(output):

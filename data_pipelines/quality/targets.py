@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data_pipelines.documents import read_batches
+from data_pipelines.quality.document_columns import require_columns, require_messages
 from data_pipelines.quality.model_files import expand
 from slmjax.config import InfluenceConfig
+from slmjax.data.conversations import check_answered
 
 
 def read_targets(config: InfluenceConfig) -> dict[str, list[list[dict[str, Any]]]]:
     """Reads the first conversations of every target, by name.
 
     Raises:
-      ValueError: a target has no parquet files, or these no messages.
+      ValueError: a target has no parquet files, or these are damaged, or hold anything but conversations with answers.
     """
     targets: dict[str, list[list[dict[str, Any]]]] = {}
     for target in config.targets:
@@ -29,7 +29,8 @@ def read_targets(config: InfluenceConfig) -> dict[str, list[list[dict[str, Any]]
 
 
 def _conversations(path: Path) -> Iterator[list[dict[str, Any]]]:
-    if "messages" not in pq.read_schema(path).names:
-        raise ValueError(f"{path} has no column messages; a target needs conversations")
-    for batch in read_batches(path, ["messages"]):
-        yield from batch.column(0).to_pylist()
+    require_columns(path, ("id", "messages"), kind="conversations, which a target needs")
+    for batch in read_batches(path, ["id", "messages"]):
+        ids, messages = batch.column("id"), batch.column("messages")
+        require_messages(path, ids, messages, check_answered)
+        yield from messages.to_pylist()

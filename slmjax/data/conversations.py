@@ -28,11 +28,9 @@ def render(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> tuple
     Learned are the assistant's text and the <|end|> after it: (ids, weights), of equal length, weights 0 or 1.
 
     Raises:
-      ValueError: as `check_messages`, or no turn is the assistant's.
+      ValueError: as `check_answered`.
     """
-    check_messages(messages)
-    if all(message["role"] != "assistant" for message in messages):
-        raise ValueError("the conversation has no assistant message, so there is nothing to learn from it")
+    check_answered(messages)
     ids, weights = _render_turns(messages, tokenizer)
     return [*ids, tokenizer.eos_id], [*weights, 0]
 
@@ -89,6 +87,17 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
         expected = "assistant" if role == "user" else "user"
     if messages[-1]["role"] == "system":
         raise ValueError("the conversation has a system message and nothing else")
+
+
+def check_answered(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that a conversation is one that something can be learned from.
+
+    Raises:
+      ValueError: as `check_messages`, or no turn is the assistant's.
+    """
+    check_messages(messages)
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError("the conversation has no assistant message, so there is nothing to learn from it")
 
 
 def parse_conversation(record: Mapping[str, Any]) -> list[Message]:

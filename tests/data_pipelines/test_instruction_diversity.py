@@ -108,6 +108,27 @@ def test_vectors_are_rounded_unit_vectors():
     assert nothing.distances(nothing.row(0)).tolist() == [0.0, 0.0]
 
 
+def test_what_has_no_words_comes_last_and_hides_nothing():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(6, 4))
+    whole = diversity.k_centre(
+        document_vectors.Vectors(document_vectors.quantise(values), 1 << 20), max_documents=None, min_distance=0.0
+    )
+    with_zeros = document_vectors.quantise(np.insert(values, [0, 3], 0.0, axis=0))
+    zeros, others = [0, 4], [1, 2, 3, 5, 6, 7]
+    for worker_bytes in (1 << 20, 64):
+        vectors = document_vectors.Vectors(with_zeros, worker_bytes)
+        found = diversity.k_centre(vectors, max_documents=None, min_distance=0.0)
+        assert found.order[others].tolist() == whole.order.tolist()
+        assert found.distance[others].tolist() == whole.distance.tolist()
+        assert found.order[zeros].tolist() == [7, 8]
+        assert found.distance[zeros].tolist() == [0.0, 0.0]
+    first = np.arange(8.0)[::-1]  # the best score has no words
+    chosen = diversity.by_score(vectors, first, max_documents=None, min_distance=0.01)
+    assert chosen.order[[0, 1, 2, 3]].tolist() == [1, 2, 3, 4]
+    assert chosen.order[4] == chosen.number + 1 == 8
+
+
 TOPICS = ("river boat water fish", "engine wheel motor car", "violin concert opera tune")
 
 
@@ -222,6 +243,23 @@ def test_what_is_missing_is_named(tmp_path):
     pq.write_table(table, tmp_path / "documents/00002.parquet")
     with pytest.raises(ValueError, match="two documents have the id"):
         diversity.write_order(config, console=QUIET)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    config = dataclasses.replace(config, documents=str(broken))
+    for content, message in (
+        ({"id": ["a", "b"], "text": ["x", None]}, "document b has no text"),
+        ({"id": ["a"], "text": [3]}, "texts must be strings, got int64"),
+        ({"text": ["x"]}, "has no column id"),
+    ):
+        pq.write_table(pa.table(content), broken / "0.parquet")
+        with pytest.raises(ValueError, match=rf"0\.parquet.* {message}"):
+            diversity.write_order(config, console=QUIET)
+    pq.write_table(pa.table({"id": ["a7"], "messages": ["x"]}), broken / "0.parquet")
+    with pytest.raises(ValueError, match=r"0\.parquet: document a7: messages must be a list"):
+        diversity.write_order(dataclasses.replace(config, text="question"), console=QUIET)
+    (broken / "0.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"0\.parquet is not parquet, or is damaged"):
+        diversity.write_order(config, console=QUIET)
     with pytest.raises(ValueError, match="scores goes with method = 'score_first'"):
         dataclasses.replace(config, method="score_first")
 
@@ -260,7 +298,12 @@ def test_targets_are_conversations(tmp_path):
     assert found["all"][:12] == found["few"]
     assert found["few"][0][0]["content"].startswith(TOPICS[0])
     pq.write_table(pa.table({"id": ["x"], "text": ["y"]}), tmp_path / "documents/00009.parquet")
-    with pytest.raises(ValueError, match="has no column messages; a target needs conversations"):
+    with pytest.raises(ValueError, match="has no column messages; it holds no conversations, which a target needs"):
+        targets.read_targets(config)
+    asked = [{"role": "user", "content": "and?"}]
+    table = pa.table({"id": ["x7"], "text": ["and?"], "messages": [asked]})
+    pq.write_table(table, tmp_path / "documents/00000.parquet")
+    with pytest.raises(ValueError, match=r"00000\.parquet: document x7: the conversation has no assistant message"):
         targets.read_targets(config)
     none = InfluenceConfig(targets=(TargetConfig(name="none", path=str(tmp_path / "none")),))
     with pytest.raises(ValueError, match=r"target 'none': .* has no parquet files"):

@@ -232,8 +232,8 @@ def hash_of(text):
 def test_scoring_says_what_it_cannot_read(tmp_path):
     (tmp_path / "documents").mkdir()
 
-    def attempt(output="scores"):
-        score_files(tmp_path / "documents", tmp_path / output, lambda texts: {}, identity="", console=QUIET)
+    def attempt(output="scores", **kwargs):
+        score_files(tmp_path / "documents", tmp_path / output, lambda texts: {}, identity="", console=QUIET, **kwargs)
 
     with pytest.raises(ValueError, match="has no parquet files"):
         attempt()
@@ -242,6 +242,16 @@ def test_scoring_says_what_it_cannot_read(tmp_path):
         attempt()
     with pytest.raises(ValueError, match="need a directory of their own"):
         attempt("documents")
+    asked = [{"role": "user", "content": "and?"}]
+    pq.write_table(pa.table({"id": ["a7"], "text": [None], "messages": [asked]}), tmp_path / "documents/a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet: document a7: the conversation has no assistant message"):
+        attempt(column="messages")
+    with pytest.raises(ValueError, match=r"a\.parquet: texts must be strings, got null"):
+        attempt()
+    (tmp_path / "documents/a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"a\.parquet is not parquet, or is damaged"):
+        attempt()
+    assert not list((tmp_path / "scores").glob("*.parquet"))
 
 
 @pytest.mark.parametrize(
