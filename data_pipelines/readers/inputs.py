@@ -90,6 +90,8 @@ class InputFile:
 
     def open(self) -> Any:
         """A binary file, as a context manager."""
+        if "://" not in self.address:  # fsspec would take x::y for an address in two parts
+            return open(self.address, "rb")
         return fsspec.open(self.address, "rb")
 
     def read(self, chunk_bytes: int = 1 << 16) -> Iterator[bytes]:
@@ -187,6 +189,7 @@ def _input(
     address: str, found: _Found, shared: int, format_name: Literal["auto"] | Format, skip: Callable[[str, int], str]
 ) -> InputFile:
     name = "/".join(address.split("/")[shared:])
+    name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")  # in case it is no UTF-8
     suffixes = PurePosixPath(name).suffixes
     compression = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     suffix = suffixes[-1 - bool(compression)] if len(suffixes) > bool(compression) else ""

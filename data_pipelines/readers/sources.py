@@ -74,7 +74,8 @@ def _texts(source: FilesSourceConfig | HubSourceConfig, file: InputFile, clean: 
         name = number if source.id_field is None else field(record, source.id_field)
         if text is None or name is None:
             missing = source.text_field if text is None else source.id_field
-            yield _rejected(item, "missing_field", f"no field {missing!r}, only {_names(record)}")
+            detail = f"{missing!r} is null" if missing in record else f"no field {missing!r}, only {_names(record)}"
+            yield _rejected(item, "missing_field", detail)
         elif not isinstance(text, str) or not isinstance(name, str | int):
             wrong, value = (source.id_field, name) if isinstance(text, str) else (source.text_field, text)
             yield _rejected(item, "wrong_type", f"{wrong!r} is not text but {type(value).__name__}")

@@ -322,6 +322,25 @@ def test_links_to_files_are_read(tmp_path):
         assert len(list(read_documents(source, file, str))) == 20
 
 
+def test_names_that_are_no_text_or_look_like_addresses(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in (b"\xffa.jsonl", b"x::y.jsonl"):
+        Path(os.fsdecode(bytes(folder) + b"/" + name)).write_bytes(LINES[0])
+    manifest = run(
+        PipelineConfig(
+            output_dir=str(tmp_path / "out"),
+            sources=(FilesSourceConfig(paths=(str(folder),)),),
+            tokenizer=TrainTokenizerConfig(vocab_size=340),
+            split=SplitConfig(held_out_fraction=0.0),
+        ),
+        console=Console(quiet=True),
+    )
+    assert manifest.splits["train"].documents == 2
+    (documents,) = (tmp_path / "out/documents").iterdir()
+    assert pq.read_table(documents)["id"].to_pylist() == ["files/x::y.jsonl#1", r"files/\xffa.jsonl#1"]
+
+
 def test_what_cannot_be_opened_is_an_error_that_names_it(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(GOOD)

@@ -80,6 +80,12 @@ def test_text_files_and_parquet(tmp_path):
     assert [(r.record, r.reason) for r in rejects] == [(2, "missing_field")]
 
 
+def test_a_field_that_is_null_is_not_called_absent(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": null, "id": 1}\n{"id": 2}\n')
+    _, rejects = read_paths(tmp_path / "a.jsonl")
+    assert [r.detail for r in rejects] == ["'text' is null", "no field 'text', only ['id']"]
+
+
 def test_paths_may_be_directories_globs_and_addresses(tmp_path, monkeypatch):
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for name in ("in/b.txt", "in/deep/a.txt", "in/.hidden.txt", "other.txt"):
