@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import types
 import typing
@@ -105,5 +106,5 @@ def _conforms(value: Any, hint: Any) -> bool:
             return all(_conforms(item, args[0]) for item in value)
         return len(value) == len(args) and all(map(_conforms, value, args))
     if hint in (int, float):  # bool is an int in Python; a config that says True for 4 is a mistake
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+        return isinstance(value, (int, hint)) and not isinstance(value, bool) and abs(value) < math.inf
     return isinstance(value, types.NoneType if hint is None else hint)

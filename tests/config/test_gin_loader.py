@@ -75,6 +75,7 @@ REFUSED = {
     "float for int": ("AttentionConfig.num_heads = 1e3", "run.gin:3", "num_heads: expected int, got 1000.0 (float)"),
     "bool for int": ("AttentionConfig.num_heads = True", "run.gin:3", "num_heads: expected int, got True (bool)"),
     "int for bool": ("AttentionConfig.qkv_bias = 1", "run.gin:3", "qkv_bias: expected bool, got 1 (int)"),
+    "infinity": ("RopeConfig.theta = 1e999", "run.gin:3", "RopeConfig.theta: expected float, got inf"),
     "bool for float": ("RopeConfig.theta = True", "run.gin:3", "RopeConfig.theta: expected float, got True"),
     "None for int": ("RunConfig.steps = None", "run.gin:3", "RunConfig.steps: expected int, got None"),
     "unknown literal": ("FeedForwardConfig.activation = 'swish'", "run.gin:3", "'relu' or 'relu2', got 'swish'"),
