@@ -93,6 +93,12 @@ class PipelineCorpus:
         self.attributes = [f"{stage}.{name}" for stage in measured for name in output.attributes(stage, first)]
         self.problems: collections.Counter[str] = collections.Counter()
 
+    def require_source(self, name: str) -> None:
+        """Raises ValueError where no source is called so."""
+        names = sorted({shard.source for shard in self._output.shards})
+        if name not in names:
+            raise ValueError(f"{self._output.root} has no source {name!r}, only {', '.join(names)}")
+
     def blocks(self) -> Iterator[Block]:
         """A block for each shard."""
         before = self._output.before(self._step) if self._step else None

@@ -89,6 +89,8 @@ def show_documents(
 ) -> None:
     """Prints the documents that a query asks for."""
     corpus, _ = open_corpus(place, step=step, tokenizer=tokenizer, text_field=text_field)
+    if query.source is not None and isinstance(corpus, PipelineCorpus):
+        corpus.require_source(query.source)
     loaded = Tokenizer.load(tokenizer) if tokenizer is not None else None
     records = select(corpus, query, loaded)
     if as_json:

@@ -252,6 +252,7 @@ def test_an_unfinished_run_shows_what_it_came_to(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["--step", "nothing"], "has no stage 'nothing', only quarantine, unique_ids, length_filter"),
+        (["--source", "nothing"], "has no source 'nothing', only bad, good"),
         (["--sort", "nothing"], "there is no attribute 'nothing', only id, source, bytes"),
         (["--where", "words"], "such as 'words<100'"),
         (["--where", "words<many"], "compares numbers with 'many'"),
