@@ -90,13 +90,17 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
-        """Reads what `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        content["steps"] = tuple(StepCounts(**{**step, "kept": Count(**step["kept"])}) for step in content["steps"])
-        for split in content["splits"].values():
-            del split["bytes_per_token"]
-        content["splits"] = {name: SplitCounts(**split) for name, split in content["splits"].items()}
-        return cls(**content)
+        """Reads what `save` wrote. Raises ValueError naming the file where it is damaged."""
+        stored = path.read_bytes()
+        try:
+            content = json.loads(stored)
+            content["steps"] = tuple(StepCounts(**{**step, "kept": Count(**step["kept"])}) for step in content["steps"])
+            for split in content["splits"].values():
+                del split["bytes_per_token"]
+            content["splits"] = {name: SplitCounts(**split) for name, split in content["splits"].items()}
+            return cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); it is damaged: run the pipeline again") from error
 
 
 def count_step(step: str, shards: Sequence[Shard], verdicts: Sequence[Mapping[str, Any]]) -> list[StepCounts]:

@@ -34,6 +34,7 @@ def find(output: Output, name: str) -> list[Place] | list[dict[str, Any]]:
     Raises:
       ValueError: there is none, or several ids begin so.
     """
+    name = name.encode(errors="surrogateescape").decode(errors="backslashreplace")  # as ids have what is no UTF-8
     sources = sorted({shard.source for shard in output.shards})
     file, _, record = name.rpartition(":")
     names = [name, *(f"{source}/{name}" for source in sources)]

@@ -314,6 +314,11 @@ def test_outputs_of_other_versions_are_understood_as_far_as_possible(output, tmp
     assert "documents" in inspect(tmp_path / "out")
 
 
+def test_an_id_that_is_no_text_is_looked_for(output):
+    explained = CliRunner().invoke(cli.app, ["data", "explain", str(output), "good/\udcff"])
+    assert r"has the id good/\xff" in str(explained.exception)
+
+
 def test_damage_is_one_line_that_says_where(output, tmp_path):
     shutil.copytree(output, tmp_path / "out")
     (path, *_) = sorted((tmp_path / "out/work/attributes/length_filter").iterdir())
@@ -325,6 +330,9 @@ def test_damage_is_one_line_that_says_where(output, tmp_path):
         assert said.endswith("it is damaged: run the pipeline again")
         assert "\n" not in said
     path.write_bytes(whole)
+    manifest = tmp_path / "out/manifest.json"
+    manifest.write_text('{"steps": [')
+    assert inspect(tmp_path / "out", status=1).startswith(f"{manifest} cannot be read (")
     shutil.rmtree(tmp_path / "out/work/markers/verdicts/near_dedup")
-    (tmp_path / "out/manifest.json").unlink()
+    manifest.unlink()
     assert "near_dedup lacks 00000-0000.json" in inspect(tmp_path / "out", status=1)
