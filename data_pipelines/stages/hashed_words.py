@@ -140,7 +140,7 @@ def run_starts(first: np.ndarray, n: int) -> np.ndarray:
     """Index of the first word of every `n` words in a row that lie in one document."""
     inside = np.ones(int(first[-1]), bool)
     counts = np.diff(first)
-    for back in range(1, n):
+    for back in range(1, min(n, int(counts.max(initial=0)) + 1)):
         inside[first[1:][counts >= back] - back] = False
     return np.flatnonzero(inside)
 

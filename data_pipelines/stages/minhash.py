@@ -40,7 +40,7 @@ def ngrams(config: NearDedupConfig, split: hashed_words.Words) -> tuple[np.ndarr
         split = split.select(in_limit)
     hashes = hashed_words.runs(split.hashes, config.ngram)[hashed_words.run_starts(split.first, config.ngram)]
     counts = np.maximum(split.counts - config.ngram + 1, 0)
-    for length in range(1, config.ngram):
+    for length in range(1, min(config.ngram, int(split.counts.max(initial=0)) + 1)):
         (short,) = np.nonzero(split.counts == length)
         if len(short):
             columns = [split.hashes[split.first[short] + i] for i in range(length)]

@@ -57,6 +57,11 @@ def test_ngrams_are_words_in_a_row_and_all_words_of_a_shorter_document():
     assert empty == set()
 
 
+def test_ngrams_longer_than_every_document_cost_nothing():
+    first, second = ngrams(NearDedupConfig(ngram=2**31), ["a b c d", "e"])
+    assert len(first) == len(second) == 1
+
+
 def test_signatures_estimate_similarity_without_bias_and_with_the_error_of_theory():
     rng = np.random.default_rng(0)
     multipliers = minhash._multipliers(NearDedupConfig())
