@@ -1,6 +1,5 @@
 """How much a question helps with its answer under a trained run: the IFD score, for choosing instruction data."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,10 +29,7 @@ class AnswerScorer:
         """Loads a checkpoint; the arguments and errors are those of `PackedModel`."""
         self._model = PackedModel(run_config, step=step, batch_size=batch_size, mesh=mesh)
         self.identity = f"ifd {self._model.identity}"
-        nll = functools.partial(
-            token_nll, config=run_config.model, execution=run_config.execution, mesh=self._model.mesh
-        )
-        self._nll = self._model.compiled(nll)
+        self._nll = self._model.compiled(token_nll)
 
     def score(self, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, np.ndarray]:
         """Returns loss (nats a token of the answers after all turns before), answer_loss (each answer by itself), ifd.

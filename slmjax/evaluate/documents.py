@@ -1,6 +1,5 @@
 """Likelihood of single documents under a trained run: scores for choosing data."""
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -25,10 +24,7 @@ class DocumentScorer:
         """Loads a checkpoint; the arguments and errors are those of `PackedModel`."""
         self._model = PackedModel(run_config, step=step, batch_size=batch_size, mesh=mesh)
         self.identity = self._model.identity
-        nll = functools.partial(
-            token_nll, config=run_config.model, execution=run_config.execution, mesh=self._model.mesh
-        )
-        self._nll = self._model.compiled(nll)
+        self._nll = self._model.compiled(token_nll)
 
     def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns loss (nats a token), bits_per_byte and tokens of every text, eos included in all.

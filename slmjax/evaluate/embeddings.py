@@ -1,6 +1,5 @@
 """Documents as vectors under a trained run: the mean of the last hidden states."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -32,10 +31,7 @@ class Embedder:
         self._model = PackedModel(run_config, step=step, batch_size=batch_size, mesh=mesh)
         self.identity = f"embedding {self._model.identity}"
         self._width = run_config.model.width
-        sums = functools.partial(
-            document_sums, config=run_config.model, execution=run_config.execution, mesh=self._model.mesh
-        )
-        self._sums = self._model.compiled(sums)
+        self._sums = self._model.compiled(document_sums)
 
     def score(self, texts: Sequence[str]) -> dict[str, pa.Array]:
         """Returns embedding, a list of fixed size: the mean hidden state after the final norm, bos included.

@@ -1,5 +1,6 @@
 """Token sequences under a trained run: packed into rows and hidden from each other, so that none sees another."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -80,9 +81,16 @@ class PackedModel:
         self.row_length = run_config.input.sequence_length
         self.identity = f"{params_sha256(self.params)} {self.tokenizer.sha256} {self.row_length}"
 
-    def compiled(self, function: Callable[[Params, Batch], jax.Array]) -> Callable[[Params, Batch], jax.Array]:
-        """Returns the program of a function whose result has the rows of the batch as its first dimension."""
-        return jax.jit(on_mesh(self.mesh, function), out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+    def compiled(self, function: Callable[..., jax.Array]) -> Callable[[Params, Batch], jax.Array]:
+        """Returns the program of a function whose result has the rows of the batch as its first dimension.
+
+        Args:
+          function: of parameters and batch, and by name of config, execution and mesh, which are those of the run.
+        """
+        given = functools.partial(
+            function, config=self.run_config.model, execution=self.run_config.execution, mesh=self.mesh
+        )
+        return jax.jit(on_mesh(self.mesh, given), out_shardings=NamedSharding(self.mesh, PartitionSpec()))
 
     def run(
         self,
