@@ -69,6 +69,7 @@ def write_order(config: DiversityConfig, *, console: Console | None = None) -> N
         return tasks.finish(task, written, {"chosen": chosen.number}, started=started)
 
     with only_user(output):
+        files.remove_partial(output)
         task = tasks.Task(
             root=output, step="diversity", name="order", fingerprint=tasks.fingerprint(settings, config.scores, inputs)
         )

@@ -67,6 +67,7 @@ def score_files(
         return tasks.finish(task, [path], {"bytes": num_bytes}, started=started)
 
     with only_user(output):
+        files.remove_partial(output)
         planned = [
             tasks.Task(
                 root=output,

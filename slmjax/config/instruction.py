@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from slmjax.config.check import not_negative, positive, require
+from slmjax.config.check import fraction, not_negative, positive, require
 from slmjax.config.quality import ScoreFilesConfig
 
 REFUSALS = (
@@ -107,6 +107,10 @@ class ConversationFilterConfig:
 
     def __post_init__(self):
         positive(self, "copied_words", "finished_words")
+        fraction(self, "max_copied_share", "language_score")
+        for name in ("refusals", "boilerplate"):
+            phrases = getattr(self, name)
+            require(all(phrase.strip() for phrase in phrases), self, f"{name} must not be blank, got {phrases}")
         for name in ("placeholders", "marks", "ending"):
             patterns = getattr(self, name)
             for pattern in (patterns,) if isinstance(patterns, str) else patterns or ():

@@ -205,6 +205,11 @@ def test_what_does_not_fit_is_refused(tmp_path):
             config_of(tmp_path, ROWS, stage, sources=texts)
     with pytest.raises(ValueError, match=r"marks has '\(', which is no regular expression"):
         ConversationFilterConfig(marks=("(",))
+    with pytest.raises(ValueError, match=r"refusals must not be blank, got \('sorry', ' '\)"):
+        ConversationFilterConfig(refusals=("sorry", " "))
+    for name in ("max_copied_share", "language_score"):
+        with pytest.raises(ValueError, match=f"{name} must lie between 0 and 1, got nan"):
+            ConversationFilterConfig(**{name: float("nan")})
     with pytest.raises(ValueError, match="MaskPersonalDataConfig changes texts and must come before Conversation"):
         config_of(tmp_path, ROWS, CONFIG, MaskPersonalDataConfig())
 

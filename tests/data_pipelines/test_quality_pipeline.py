@@ -205,8 +205,11 @@ def test_scores_made_elsewhere(corpus, tmp_path):
     score_files(data / "documents", tmp_path / "scores", score, identity="a", console=QUIET)
     assert sum(calls) == NUM_DOCUMENTS
     num_calls = len(calls)
+    killed = tmp_path / "scores/.0.parquet.host.1.partial"  # of a call that was killed
+    killed.write_bytes(b"PAR1")
     score_files(data / "documents", tmp_path / "scores", score, identity="a", console=QUIET)
     assert len(calls) == num_calls  # nothing to do
+    assert not killed.exists()
     stage = QualityFilterConfig(
         scorer=ScoreFilesConfig(path=str(tmp_path / "scores"), column="loss"), max_score_quantile=0.5
     )
