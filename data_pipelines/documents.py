@@ -14,7 +14,7 @@ from data_pipelines import files
 # A row group is what is in memory at one time.
 _GROUP_BYTES = 8 << 20
 _GROUP_DOCUMENTS = 2000
-_SMALL_BYTES = 512 << 10  # so much text and all that is found of it fit into a processor's cache
+_SMALL_BYTES = 1 << 20  # of less numpy's calls take the time, of more what is found no longer fits into a cache
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 TEXT_SCHEMA = pa.schema([("id", pa.string()), ("key", pa.string()), ("bytes", pa.int64()), ("text", pa.string())])
@@ -111,7 +111,7 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
 
 
 def small_batches(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of a batch with the column bytes, each with about 512 KB of text and at least one document."""
+    """Slices of a batch with the column bytes, each with about 1 MB of text and at least one document."""
     ends = batch.column("bytes").to_numpy().cumsum()
     first = 0
     while first < len(batch):

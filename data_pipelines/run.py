@@ -1,13 +1,15 @@
 """Runs a pipeline: read, measure and decide for every stage, select, tokenise. The order of everything is here."""
 
 import collections
+import contextlib
 import dataclasses
+import gc
 import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -67,13 +69,23 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     stages.check_installed(config.stages)
     normalise.check_installed(config.normalise)
     root = Path(os.path.expandvars(config.output_dir)).expanduser().absolute()
-    with only_user(root), _engine(config, root) as engine:
+    with only_user(root), _engine(config, root) as engine, _frozen():
         reporter = Reporter(console or Console(), root / "timings.json")
         manifest = _Run(config, root, engine, reporter).all_steps()
         files.remove_partial(root)
         manifest.save(root / "manifest.json")
         reporter.summary(manifest, root)
     return manifest
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Takes what is in memory already out of what the garbage collector looks through again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclasses.dataclass(frozen=True)

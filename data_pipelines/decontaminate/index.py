@@ -104,7 +104,7 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
     new = np.append(True, grams[1:] != grams[:-1])[: len(grams)]
     numbers = np.cumsum(new, dtype=np.uint64) << _HALF
     pairs = buckets.distinct(numbers | owners[order].view(np.uint64))  # of a gram and a text that has it, each once
-    grams, owners = grams[new], (pairs & _LOWER).view(np.int64)
+    grams, owners = grams.compress(new), (pairs & _LOWER).view(np.int64)
     of_gram = pairs >> _HALF
     starts = np.flatnonzero(np.append(True, of_gram[1:] != of_gram[:-1])[: len(pairs)])
     runs = [each for each in found if each.length >= prefix and len(each.hashes)]

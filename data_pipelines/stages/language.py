@@ -130,25 +130,29 @@ def _depth(next_states: np.ndarray, rows: np.ndarray) -> int:
 
 def _count_features(model: _Model, samples: list[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
     """The features of each sample, and how often each occurs."""
-    data = np.frombuffer(b"".join(samples) + bytes(_PIECE), np.uint8)
     sizes = np.array([len(sample) for sample in samples], np.int64)
-    begins = np.cumsum(sizes) - sizes
     pieces = -(-sizes // _PIECE)
+    padded = [sample.ljust(size, b"\0") for sample, size in zip(samples, (pieces * _PIECE).tolist(), strict=True)]
+    data = np.frombuffer(b"".join([*padded, bytes(_PIECE)]), np.uint8)
+    columns = data.reshape(-1, _PIECE)[:-1].T.astype(np.int64, order="C")
     document = np.repeat(np.arange(len(samples)), pieces)
     number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    starts = begins[document] + number * _PIECE
-    left = begins[document] + sizes[document] - starts
+    left = sizes[document] - number * _PIECE
     states = np.zeros(len(document), np.int64)
-    found = np.full((_PIECE, len(document)), -1, np.int32)
-    warm = number > 0  # the first piece of a sample starts in the first state
+    found = np.empty((_PIECE, len(document)), np.int32)
     for step in range(-model.memory, _PIECE):
-        states = model.next_states[model.rows[states] + data[np.maximum(starts + step, 0)]]
-        if step < 0:
-            states = np.where(warm, states, 0)
+        if step < 0:  # the end of the piece before
+            states[1:] = model.next_states.take(model.rows.take(states[1:]) + columns[step, :-1])
         else:
-            found[step] = np.where(step < left, model.features[states], -1)
-    keys = (document.astype(np.uint64) << np.uint64(32)) | found.astype(np.uint64)
-    keys = np.sort(keys[found >= 0])
+            states = model.next_states.take(model.rows.take(states) + columns[step])
+            found[step] = model.features.take(states)
+        if step == -1:
+            states[number == 0] = 0  # the first piece of a sample starts in the first state
+    found[np.arange(_PIECE)[:, None] >= left] = -1
+    at = np.flatnonzero(found >= 0)
+    keys = (document.astype(np.uint64) << np.uint64(32)).take(at % max(len(document), 1))
+    keys |= found.reshape(-1).take(at).astype(np.uint64)
+    keys.sort()
     runs = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
     counts = np.diff(np.append(runs, len(keys)))
     features = (keys[runs] & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -129,12 +129,13 @@ class Words(Ranges):
         self.inside = inside
 
     @functools.cached_property
-    def _chars_inside(self) -> Ranks:
-        return Ranks(self.inside & ((self.texts.data & 0xC0) != 0x80))
+    def _chars_before(self) -> np.ndarray:
+        inside = self.inside if self.texts.is_ascii else self.inside & ((self.texts.data & 0xC0) != 0x80)
+        return Ranks(inside).before(np.append(self.starts, self.texts.num_bytes))
 
     def chars_before(self, words: np.ndarray) -> np.ndarray:
         """Characters in all words before some words, of which one may be one past the last."""
-        return self._chars_inside.before(np.append(self.starts, self.texts.num_bytes)[words])
+        return self._chars_before[words]
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
