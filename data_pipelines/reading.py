@@ -66,6 +66,9 @@ def plan(config: PipelineConfig, root: Path, run_step: RunStep) -> list[ReadTask
         [file for file in list_inputs(source) if not Path(file.address).is_relative_to(root.absolute())]
         for source in config.sources
     ]
+    for source, inputs in zip(config.sources, found, strict=True):
+        if not inputs:
+            raise ValueError(f"source {source.name}: all its files lie in output_dir, {root}, where none is read")
     pieces = _cut([file for inputs in found for file in inputs], config.shard_bytes, root, run_step)
     planned: list[ReadTask] = []
     for source, inputs in zip(config.sources, found, strict=True):

@@ -311,6 +311,19 @@ def test_an_empty_run_says_what_was_wrong_first(tmp_path):
         run(pipeline(tmp_path, tmp_path / "out", sources=(source,)), console=Console(file=io.StringIO()))
 
 
+def test_a_source_of_nothing_but_outputs_is_an_error_that_says_so(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.jsonl").write_bytes(GOOD)
+    config = PipelineConfig(
+        output_dir=str(out),
+        sources=(FilesSourceConfig(paths=(str(tmp_path),)),),
+        tokenizer=TrainTokenizerConfig(vocab_size=300),
+    )
+    with pytest.raises(ValueError, match=f"source files: all its files lie in output_dir, {out}"):
+        run(config, console=Console(quiet=True))
+
+
 def test_links_to_files_are_read(tmp_path):
     (tmp_path / "blob").write_bytes(GOOD)
     (tmp_path / "in").mkdir()
