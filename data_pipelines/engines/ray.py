@@ -9,8 +9,10 @@ import importlib
 import itertools
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,7 @@ class RayEngine:
                 where = {"address": self._config.address}
             packages = [slmjax.__path__[0], data_pipelines.__path__[0]]
             stack.callback(ray.shutdown)
+            on_terminate = signal.getsignal(signal.SIGTERM)
             try:
                 ray.init(
                     **where,
@@ -75,6 +78,8 @@ class RayEngine:
                 raise ValueError(
                     f"RayEngineConfig: cannot use Ray at address {self._config.address}: {error}"
                 ) from error
+            if threading.current_thread() is threading.main_thread() and on_terminate is not None:
+                signal.signal(signal.SIGTERM, on_terminate)  # Ray takes it, and would end the process with status 15
             if local and ray.util.get_node_ip_address() != "127.0.0.1":
                 raise RuntimeError(
                     "Ray would listen to other machines, since it was imported before the pipeline began; import it "

@@ -151,6 +151,9 @@ class TestRay:
         assert len(listening) > 4
         assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F"}
 
+    def test_sigterm_is_left_to_who_handled_it_before(self, ray_engine):
+        assert "ray" not in getattr(signal.getsignal(signal.SIGTERM), "__module__", "")
+
     def test_a_worker_that_differs_from_the_driver_is_an_error(self, ray_engine, monkeypatch, tmp_path):
         here = ray_engine._expected
         with pytest.raises(ValueError, match=r"this process uses Ray already; call ray.shutdown\(\) before"):
