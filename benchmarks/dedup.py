@@ -26,7 +26,7 @@ import orjson
 import pyarrow as pa
 from rich.console import Console
 
-from data_pipelines import decontaminate, deduplicate, files, filtering, stages, tasks
+from data_pipelines import decontaminate, deduplicate, filtering, stages, tasks
 from data_pipelines.documents import Document, Shard, column, read_batches, small_batches, write_shards
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.progress import Reporter
@@ -35,6 +35,7 @@ from data_pipelines.readers.sources import read_documents
 from data_pipelines.stages import hashed_words
 from data_pipelines.stages.texts import Texts
 from data_pipelines.verdicts import Verdicts
+from slmjax import files
 from slmjax.config import (
     DecontaminationConfig,
     EvaluationTextConfig,

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import files
+from slmjax import files
 
 # A row group is what is in memory at one time.
 _GROUP_BYTES = 8 << 20

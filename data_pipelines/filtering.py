@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import files, stages, tasks
+from data_pipelines import stages, tasks
 from data_pipelines.documents import Shard, parquet_writer, read_batches, small_batches
 from data_pipelines.engines import Engine
 from data_pipelines.measuring import measure_path
 from data_pipelines.progress import Step
 from data_pipelines.reading import shard_path
 from data_pipelines.stages.texts import Texts
+from slmjax import files
 
 _TEXT = "text"  # the step, and directory in work, of the texts that filters changed
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import files
 from data_pipelines.documents import Shard
+from slmjax import files
 
 FORMAT_VERSION = 1
 

@@ -13,9 +13,9 @@ from rich.progress import Task as Bar
 from rich.table import Table
 from rich.text import Text
 
-from data_pipelines import files
 from data_pipelines.manifest import Manifest
 from data_pipelines.tasks import Done, Task
+from slmjax import files
 
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal to draw a bar on
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import orjson
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.documents import Document, Shard, write_shards
 from data_pipelines.readers.inputs import InputFile, SourceConfig, list_inputs, units
 from data_pipelines.readers.items import Reject, Skip
 from data_pipelines.readers.sources import read_documents
 from data_pipelines.readers.spans import Lines, count_lines, cut, spans
 from data_pipelines.stages.normalise import normalise
+from slmjax import files
 from slmjax.config import NormaliseConfig, PipelineConfig
 
 

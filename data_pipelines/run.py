@@ -18,7 +18,6 @@ from rich.console import Console
 from data_pipelines import (
     decontaminate,
     deduplicate,
-    files,
     filtering,
     measuring,
     reading,
@@ -36,6 +35,7 @@ from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts
 from data_pipelines.progress import Reporter, Step
 from data_pipelines.quality import scorers, selection
 from data_pipelines.stages import normalise
+from slmjax import files
 from slmjax.config import (
     DecontaminationConfig,
     ExactDedupConfig,

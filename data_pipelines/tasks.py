@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import slmjax
-from data_pipelines import files
 from data_pipelines.engines import Engine
+from slmjax import files
 from slmjax.config.resolved import to_json
 
 _LIBRARIES = (

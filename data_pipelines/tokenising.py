@@ -11,9 +11,10 @@ import orjson
 import pyarrow as pa
 import zstandard
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.documents import Shard, parquet_writer, read_batches
 from data_pipelines.selecting import documents_path, of_side, read_side
+from slmjax import files
 from slmjax.config import TrainTokenizerConfig
 from slmjax.data.conversations import learned_bytes, render
 from slmjax.data.token_store import TokenStore, TokenStoreWriter

@@ -12,22 +12,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BASE = {"axes", "config"}
-LIBRARY = BASE | {"ops", "model", "optim", "data", "parallel"}
+LIBRARY = BASE | {"files", "ops", "model", "optim", "data", "parallel"}
 VERBS = {"train", "generate", "evaluate", "report"}
 
 # Part -> the parts that it may import. A part is a package or module directly below slmjax/, or data_pipelines.
 ALLOWED = {
     "axes": set(),
     "config": set(),
+    "files": set(),
     "page": set(),
     "gin_loader": {"config"},
     "kernels": set(),
     "ops": BASE | {"kernels"},
     "model": BASE | {"ops"},
     "optim": BASE | {"ops"},
-    "data": BASE,
+    "data": BASE | {"files"},
     "parallel": BASE,
-    "data_pipelines": BASE | {"page", "data"},
+    "data_pipelines": BASE | {"page", "files", "data"},
     "train": LIBRARY | VERBS,
     "generate": LIBRARY | VERBS,
     "evaluate": LIBRARY | VERBS,
@@ -50,6 +51,7 @@ SINGLE_IMPORTERS = {
 THIRD_PARTY = {
     "axes": set(),
     "config": set(),
+    "files": set(),
     "page": set(),
     "ops": {"jax", "numpy"},
     "model": {"jax", "numpy", "flax"},

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.decontaminate.index import index_file, index_task, make_index, texts_path
 from data_pipelines.decontaminate.report import ReportTask, write_report
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.progress import Reporter
 from data_pipelines.stages.contamination import IndexFile
+from slmjax import files
 from slmjax.config import DecontaminationConfig, NormaliseConfig
 
 __all__ = ["make_indices", "report"]

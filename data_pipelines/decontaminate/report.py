@@ -10,11 +10,12 @@ from typing import Any
 import orjson
 import pyarrow.parquet as pq
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.decontaminate.index import texts_path
 from data_pipelines.documents import Shard, read_batches
 from data_pipelines.measuring import measure_path
 from data_pipelines.verdicts import Verdicts
+from slmjax import files
 
 _NAMES = ("evaluation", "item", "field")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines import files
+from slmjax import files
 
 _OFFSET = np.dtype("<i8")
 

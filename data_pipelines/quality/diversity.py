@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.documents import parquet_writer
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.progress import Reporter
@@ -21,6 +21,7 @@ from data_pipelines.quality import document_vectors
 from data_pipelines.quality.document_vectors import FARTHEST
 from data_pipelines.quality.model_files import expand
 from data_pipelines.quality.scorers import read_scores
+from slmjax import files
 from slmjax.config import DiversityConfig
 from slmjax.data.exclusive import only_user
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import files
 from data_pipelines.quality.features import FEATURE_VERSION
 from data_pipelines.quality.linear import LinearModel
 from data_pipelines.quality.ngram_model import NgramModel
+from slmjax import files
 
 FORMAT_VERSION = 1
 

@@ -8,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.documents import parquet_writer, read_batches
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.progress import Reporter
 from data_pipelines.quality.document_columns import require_columns, require_messages, require_texts
+from slmjax import files
 from slmjax.data.conversations import check_answered
 from slmjax.data.exclusive import only_user
 

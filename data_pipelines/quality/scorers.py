@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipelines import files
 from data_pipelines.quality import model_files
+from slmjax import files
 from slmjax.config import (
     FastTextModelConfig,
     QualityFilterConfig,

@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.documents import Shard, column, columns, read_batches
 from data_pipelines.measuring import measure_path
 from data_pipelines.report import bounds
@@ -22,6 +22,7 @@ from data_pipelines.selecting import documents_path
 from data_pipelines.stages.ranges import Ranges
 from data_pipelines.stages.texts import Texts
 from data_pipelines.verdicts import verdicts_path
+from slmjax import files
 from slmjax.config import PassageDedupConfig, SubstringDedupConfig
 from slmjax.config.pipeline import StageConfig
 

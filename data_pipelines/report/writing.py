@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
 from data_pipelines.documents import Shard
 from data_pipelines.engines import Engine
 from data_pipelines.manifest import Manifest
@@ -17,6 +17,7 @@ from data_pipelines.report import clusters, excerpts, findings, layout, summary
 from data_pipelines.report.excerpts import Wanted
 from data_pipelines.report.samples import Kind, Sample
 from data_pipelines.report.summary import Summary, SummaryTask
+from slmjax import files
 from slmjax.config import DecontaminationConfig, ExactDedupConfig, NearDedupConfig
 from slmjax.config.pipeline import StageConfig
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines import files
 from data_pipelines.stages import hashed_words
 from data_pipelines.stages.hashed_words import Words
 from data_pipelines.stages.texts import Texts
+from slmjax import files
 
 # Texts of evaluation sets that a document's attributes name: those of which it has the most n-grams.
 _NAMED = 100

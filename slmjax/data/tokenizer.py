@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from slmjax import files
 from slmjax.data.control_symbols import ASSISTANT, END, SYSTEM, USER
 from slmjax.data.sentencepieces import SentencePieceModel, train_model
 from slmjax.data.tokenizer_json import JsonModel
@@ -169,11 +170,8 @@ def train_tokenizer(
 
 def write_model(model: bytes, path: str | os.PathLike) -> None:
     """Writes a whole file or none."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(model)
-    partial.replace(path)
+    with files.replacing(Path(path)) as partial:
+        partial.write_bytes(model)
 
 
 def _bytes_of(texts: Sequence[str] | pa.Array) -> tuple[bytes, np.ndarray]:

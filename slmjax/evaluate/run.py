@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from slmjax import files
 from slmjax.config import RunConfig
 from slmjax.evaluate.baselines import run_baselines
 from slmjax.evaluate.likelihood import evaluate_all
@@ -50,13 +51,7 @@ def evaluate_run(
     }
     if jax.process_index() == 0:
         path = Path(run_config.output_dir) / "evaluation.json"
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+        files.write_text(path, json.dumps(result, indent=1) + "\n")
         (console or Console(highlight=False)).print(_table(result))
     return result
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slmjax import model, page
+from slmjax import files, model, page
 from slmjax.config import RunConfig
 from slmjax.config.resolved import from_json
 from slmjax.page import Html, element, joined, number
@@ -64,15 +64,9 @@ def write_report(
         ]
     )
     output_path = Path(output_path)
-    output_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = output_path.with_name(f".{output_path.name}.partial")
-    try:
+    with files.replacing(output_path) as partial:
         # What UTF-8 cannot hold, a lone surrogate in a sample, is shown as its number.
         partial.write_text(page.document(title, body), encoding="utf-8", errors="backslashreplace")
-        partial.replace(output_path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {output_path}: {error.strerror}") from error
     return output_path
 
 

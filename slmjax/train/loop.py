@@ -5,7 +5,6 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import slmjax
-from slmjax import model
+from slmjax import files, model
 from slmjax.config import RunConfig
 from slmjax.config.resolved import from_json
 from slmjax.data.batch import Batch
@@ -218,13 +217,7 @@ def _describe_run(output_dir: Path, *, config: str, config_json: Any, versions: 
             ("config.json", json.dumps(config_json, indent=1) + "\n"),
             ("versions.json", json.dumps(versions, indent=1) + "\n"),
         ):
-            _replace_file(output_dir / name, text)
-
-
-def _replace_file(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+            files.write_text(output_dir / name, text)
 
 
 def _initial_state(

@@ -15,6 +15,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from slmjax import files
 from slmjax.config import TrackingConfig, WandbConfig
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,8 @@ class JsonlTracker:
         if path.exists():
             lines = path.read_bytes().splitlines()
             kept = [line for line in lines if (step := _step_of(line)) is not None and step <= resume_step]
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(b"".join(line + b"\n" for line in kept))
-            os.replace(partial, path)
+            with files.replacing(path) as partial:
+                partial.write_bytes(b"".join(line + b"\n" for line in kept))
             if len(kept) < len(lines):
                 logger.info("dropped %d lines after step %d from %s", len(lines) - len(kept), resume_step, path)
         self._file = path.open("ab")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from all_stages import config_of, quiet, snapshot, write_corpus
 
-from data_pipelines import files, tasks
+from data_pipelines import tasks
+from slmjax import files
 
 
 @pytest.fixture(scope="module")

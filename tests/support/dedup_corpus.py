@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from data_pipelines import deduplicate, files, filtering, stages, tasks
+from data_pipelines import deduplicate, filtering, stages, tasks
 from data_pipelines.deduplicate import GlobalStep
 from data_pipelines.documents import Document, Shard, column, write_shards
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.measuring import measure_path
 from data_pipelines.progress import Reporter
 from data_pipelines.verdicts import Verdicts
+from slmjax import files
 
 
 class Verdict(NamedTuple):
