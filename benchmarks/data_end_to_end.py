@@ -3,8 +3,9 @@
     python benchmarks/data_end_to_end.py DOCUMENTS.jsonl.zst --items EVALUATION.jsonl --fields question answer
     python benchmarks/data_end_to_end.py --local 40 --items EVALUATION.jsonl --fields question answer
 
---local makes a corpus of so many MB of this machine's /usr/share/doc and of Python's standard library. With --keep-all
-everything is measured as before and no filter drops anything, so that the steps after them go through all of the text.
+--local makes a corpus of so many MB of this machine's /usr/share/doc and of Python's standard library, and of Python in
+the folders of --modules. With --keep-all everything is measured as before and no filter drops anything, so that the
+steps after them go through all of the text.
 
 Each run is a process of its own on one core, with no threads of Arrow's, as workers have it; other work on the machine
 disturbs CPU seconds (user and system) least. What a process makes once, such as tables of characters and the model of
@@ -31,11 +32,12 @@ import orjson
 import pyarrow as pa
 
 
-def local_documents() -> Iterator[dict[str, str]]:
-    """The readable texts of /usr/share/doc and the modules of the standard library."""
+def local_documents(more: Sequence[Path] = ()) -> Iterator[dict[str, str]]:
+    """The readable texts of /usr/share/doc, the modules of the standard library, and those in more folders."""
     library = Path(sysconfig.get_paths()["stdlib"])
     paths = [path for path in sorted(Path("/usr/share/doc").rglob("*")) if path.is_file() and not path.is_symlink()]
     paths += [path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts]
+    paths += [path for folder in more for path in sorted(folder.rglob("*.py"))]
     for path in paths:
         try:
             content = path.read_bytes()
@@ -176,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("documents", type=Path, nargs="?")
     parser.add_argument("--local", type=float, metavar="MEGABYTES")
+    parser.add_argument("--modules", type=Path, nargs="+", default=(), help="--local: Python in these folders, too")
     parser.add_argument("--keep-all", action="store_true")
     parser.add_argument("--items", type=Path, required=True)
     parser.add_argument("--fields", nargs="+", default=["text"])
@@ -201,7 +204,7 @@ def main() -> None:
         if options.local is None:
             found = [{"text": text} for text in read(options.documents)]
         else:
-            found = spread(list(local_documents()), options.local * 1e6)
+            found = spread(list(local_documents(options.modules)), options.local * 1e6)
         documents.write_bytes(b"\n".join(orjson.dumps(document) for document in found))
         texts = read(documents)
         tokenizer = options.tokenizer

@@ -129,4 +129,4 @@ def columns(path: Path, names: Sequence[str]) -> list[pa.Array]:
 
 def column(path: Path, name: str) -> pa.Array:
     """One whole column of a parquet file."""
-    return columns(path, [name])[0]
+    return pa.concat_arrays([batch.column(0) for batch in read_batches(path, [name])])

@@ -150,8 +150,9 @@ def flags(raw: bytes, beyond: Beyond | None, alphabet: Alphabet) -> np.ndarray:
 
 def flags_at(data: np.ndarray, positions: np.ndarray, beyond: Beyond | None, alphabet: Alphabet) -> np.ndarray:
     """uint8 flags of the characters that stand at some positions, without CONTINUES."""
-    found = np.frombuffer(alphabet.ascii, np.uint8)[data[positions]]
-    others = np.flatnonzero(data[positions] >= 0x80)
+    values = data[positions]
+    found = np.frombuffer(alphabet.ascii, np.uint8)[values]
+    others = np.flatnonzero(values >= 0x80)
     if beyond is not None and len(others):
         characters = np.searchsorted(beyond.positions, positions[others], side="right") - 1
         found[others] = alphabet.all[np.minimum(beyond.points[characters], _TABLED)]

@@ -26,8 +26,9 @@ def _by_words(lines: Lines) -> np.ndarray:
     texts, words = lines.texts, lines.texts.words("whitespace")
     at = words.ends - 1
     flags = texts.marks_at(at)
+    closing = np.flatnonzero(flags & alphabet.CLOSING)
     for _ in range(_CLOSING_BYTES):
-        closing = np.flatnonzero(((flags & alphabet.CLOSING) != 0) & (at > words.starts))
+        closing = closing[((flags[closing] & alphabet.CLOSING) != 0) & (at[closing] > words.starts[closing])]
         if len(closing) == 0:
             break
         at[closing] -= 1

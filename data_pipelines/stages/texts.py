@@ -16,6 +16,7 @@ from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
 _LINE = np.uint64(0xE7037ED1A0B428DB)  # odd
+_TWICE = np.uint64(2 * int(MULTIPLIER) % 2**64)
 _RARE_BYTES = 6  # a word as long as that is rare
 _FREQUENT = b" etaoinsrhldcumfpgwybvkxjqz"  # in English, the most frequent first
 
@@ -50,10 +51,13 @@ class Lines(Ranges):
         if len(filled):
             first, number = self.first_word[filled], self.num_words[filled]
             rows = slice(first[0], first[-1] + number[-1])
-            places = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
-            parts = words.hashes[rows] * ((places.view(np.uint64) << np.uint64(1)) * MULTIPLIER + np.uint64(1))
+            parts = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
+            parts = parts.view(np.uint64)
+            parts *= _TWICE  # places in the line become odd factors
+            parts += np.uint64(1)
+            parts *= words.hashes[rows]
             parts ^= parts >> np.uint64(29)
-            hashes[filled] += np.add.reduceat(parts * _LINE, first - first[0])
+            hashes[filled] += np.add.reduceat(parts, first - first[0]) * _LINE
         hashes *= MULTIPLIER
         hashes ^= hashes >> np.uint64(31)
         # Other white space than spaces is something to tell lines by.
@@ -80,22 +84,26 @@ class Lines(Ranges):
 
     def start_with(self, prefixes: Sequence[str]) -> np.ndarray:
         """Whether each line, stripped, starts with one of the strings."""
-        inner, found = self.stripped, np.zeros(len(self), bool)
+        data, starts, found = self.texts.data, self.stripped.starts, np.zeros(len(self), bool)
+        first = data[starts]
         for prefix in (text.encode() for text in prefixes):
-            fits = inner.starts + len(prefix) <= self.ends
-            for i, byte in enumerate(prefix):
-                fits &= self.texts.data[np.where(fits, inner.starts + i, 0)] == byte
-            found |= fits
+            rows = np.flatnonzero(first == prefix[0])
+            rows = rows[starts[rows] + len(prefix) <= self.ends[rows]]
+            for i, byte in enumerate(prefix[1:], start=1):
+                rows = rows[data[starts[rows] + i] == byte]
+            found[rows] = True
         return found
 
     def end_with(self, suffixes: Sequence[str]) -> np.ndarray:
         """Whether each line, stripped, ends with one of the strings."""
-        inner, found = self.stripped, np.zeros(len(self), bool)
+        data, inner, found = self.texts.data, self.stripped, np.zeros(len(self), bool)
+        last = data[inner.ends - 1]
         for suffix in (text.encode() for text in suffixes):
-            fits = inner.bytes >= len(suffix)
-            for i, byte in enumerate(reversed(suffix), start=1):
-                fits &= self.texts.data[np.where(fits, inner.ends - i, 0)] == byte
-            found |= fits
+            rows = np.flatnonzero(last == suffix[-1])
+            rows = rows[inner.bytes[rows] >= len(suffix)]
+            for i, byte in enumerate(reversed(suffix[:-1]), start=2):
+                rows = rows[data[inner.ends[rows] - i] == byte]
+            found[rows] = True
         return found
 
     def at(self, positions: np.ndarray) -> np.ndarray:
