@@ -118,7 +118,10 @@ def child(mode: str, folder: Path) -> None:
     if mode == "tasks":
         pipeline.LocalEngine = lambda _: Recording(maps)
     began, before = time.perf_counter(), time.process_time()
-    pipeline.run(config)
+    try:
+        pipeline.run(config)
+    except OSError as error:  # in a line, as the command line has it: the log, too, may have a limit
+        sys.exit(str(error))
     measured = {
         "wall": time.perf_counter() - began,
         "driver_cpu": time.process_time() - before,

@@ -1,5 +1,6 @@
 """What comes out depends neither on where the work is done nor on how many do it; engines by themselves."""
 
+import contextlib
 import importlib.util
 import multiprocessing
 import operator
@@ -54,6 +55,11 @@ def test_the_output_does_not_depend_on_the_number_of_workers(folder, finished, t
     assert snapshot(tmp_path / "out") == snapshot(finished)
 
 
+def kill(pid):
+    with contextlib.suppress(ProcessLookupError):  # it may have ended before it could be stopped
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_a_worker_that_is_killed_in_the_end_does_not_keep_the_others_from_ending():
     """One of the two waits for work with a lock, which it takes with it; which one, nobody knows."""
     before = set(multiprocessing.active_children())
@@ -64,7 +70,7 @@ def test_a_worker_that_is_killed_in_the_end_does_not_keep_the_others_from_ending
             assert len(ours) == 2
             victim = ours[number].pid
             os.kill(victim, signal.SIGSTOP)  # so that it still holds the lock when the end has come
-            killing = threading.Timer(0.5, os.kill, (victim, signal.SIGKILL))
+            killing = threading.Timer(0.5, kill, (victim,))
             killing.start()
         killing.join()
         assert not set(multiprocessing.active_children()) - before
