@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from slmjax import model
 from slmjax.config import ExecutionConfig, ModelConfig, RunConfig
 from slmjax.data.batch import Batch
+from slmjax.evaluate.likelihood import forward
 from slmjax.evaluate.packed import PackedModel, TokenSequence
-from slmjax.parallel.rules import constrain
 
 _DOCUMENTS = 32  # in a row at most
 
@@ -61,15 +61,7 @@ def document_sums(
     params: model.Params, batch: Batch, *, config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None
 ) -> jax.Array:
     """Returns the sums of the hidden states of the documents 1 to 32 of each row, float32 (B, M, D)."""
-    output = model.apply(
-        params,
-        config,
-        batch.tokens,
-        documents_BT=batch.documents,
-        positions_BT=batch.positions,
-        execution=execution,
-        constrain=(lambda x, logical_axes: x) if mesh is None else constrain(mesh),
-    )
+    output = forward(params, batch, config=config, execution=execution, mesh=mesh)
     of_document_BTM = batch.documents[:, :, None] == jnp.arange(1, _DOCUMENTS + 1)[None, None]
     hidden_BTD = output.hidden_BTD.astype(jnp.float32)
     return jnp.einsum(

@@ -137,11 +137,11 @@ def _compiled(config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None
     return jax.jit(on_mesh(mesh, sums_of_rows), out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
-def token_nll(
+def forward(
     params: model.Params, batch: Batch, *, config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None
-) -> jax.Array:
-    """Returns the negative log-likelihood of every target times its weight, nats, float32 (B, T)."""
-    output = model.apply(
+) -> model.Output:
+    """Returns what the model makes of a batch; with a mesh, activations lie on it by the rules."""
+    return model.apply(
         params,
         config,
         batch.tokens,
@@ -150,6 +150,13 @@ def token_nll(
         execution=execution,
         constrain=(lambda x, logical_axes: x) if mesh is None else constrain(mesh),
     )
+
+
+def token_nll(
+    params: model.Params, batch: Batch, *, config: ModelConfig, execution: ExecutionConfig, mesh: Mesh | None
+) -> jax.Array:
+    """Returns the negative log-likelihood of every target times its weight, nats, float32 (B, T)."""
+    output = forward(params, batch, config=config, execution=execution, mesh=mesh)
     nll_BT = token_losses(
         output.hidden_BTD,
         model.table(params),
