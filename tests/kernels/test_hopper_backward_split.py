@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from slmjax.kernels.hopper import attention_backward_dkv, attention_backward_dq
-from slmjax.kernels.hopper.attention_backward_pieces import PassTiling, heads_together, work_list
+from slmjax.kernels.hopper.attention_backward_pieces import CACHE_BYTES, PassTiling, work_list
 from slmjax.kernels.hopper.attention_backward_split import SplitTiling, attention_backward_split, split_tilings
+from slmjax.kernels.hopper.warpgroups import slices_together
 from slmjax.kernels.targets import compile_for, hopper_devices
 from slmjax.kernels.tiles import inner_tile_bounds, tile_bounds
 
@@ -125,11 +126,11 @@ def test_work_is_all_there_is_and_the_most_comes_first(ranges, warpgroups):
                 assert seen_RS[some_R][:, whole].all()
 
 
-def test_heads_together_divide_the_heads_and_fit_the_cache():
-    assert heads_together(48, bytes_each=1 << 19) == 48
-    assert heads_together(64, bytes_each=2 << 20) == 8
-    assert heads_together(7, bytes_each=8 << 20) == 1
-    assert heads_together(6, bytes_each=1 << 30) == 1
+def test_slices_together_divide_the_heads_and_fit_the_cache():
+    assert slices_together(48, bytes_each=1 << 19, cache_bytes=CACHE_BYTES) == 48
+    assert slices_together(64, bytes_each=2 << 20, cache_bytes=CACHE_BYTES) == 8
+    assert slices_together(7, bytes_each=8 << 20, cache_bytes=CACHE_BYTES) == 1
+    assert slices_together(6, bytes_each=1 << 30, cache_bytes=CACHE_BYTES) == 1
 
 
 @pytest.mark.skipif(not hopper_simulator.AVAILABLE, reason="the simulator of jax 0.10 knows too few operations")

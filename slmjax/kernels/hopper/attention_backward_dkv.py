@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from slmjax.kernels.hopper.attention_backward_pieces import (
+    CACHE_BYTES,
     PER_COLUMN,
     TILE,
     WORK_FIELDS,
     PassTiling,
     fence_reads,
-    heads_together,
     hidden,
     meet_arrivals,
     softmax_weights,
@@ -39,6 +39,7 @@ from slmjax.kernels.hopper.warpgroups import (
     div,
     load,
     rem,
+    slices_together,
     sm_count,
     sync,
     tiled_smem,
@@ -82,7 +83,7 @@ def gradients_of_keys_and_values(
         warpgroups=owners,
     )
     num_tiles = num_rows // owners
-    num_items, together = B * K * num_tiles, heads_together(B * K, bytes_each=4 * T * H * G)
+    num_items, together = B * K * num_tiles, slices_together(B * K, bytes_each=4 * T * H * G, cache_bytes=CACHE_BYTES)
     num_blocks = min(sm_count(), num_items)
     free, own_free = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + stages
     weights_ready, weights_taken = own_free + 1, own_free + 2

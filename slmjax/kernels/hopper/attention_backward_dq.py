@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from slmjax.kernels.hopper.attention_backward_pieces import (
+    CACHE_BYTES,
     PER_ROW,
     TILE,
     WORK_FIELDS,
     PassTiling,
     fence_reads,
-    heads_together,
     hidden,
     meet_arrivals,
     softmax_weights,
@@ -36,6 +36,7 @@ from slmjax.kernels.hopper.warpgroups import (
     div,
     load,
     rem,
+    slices_together,
     sm_count,
     sync,
     tiled_smem,
@@ -67,7 +68,7 @@ def gradient_of_queries(
     inner = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=k_tile)
     work_XIC = work_list(outer, inner, warpgroups=W)
     num_tiles = T // q_tile
-    num_items, together = B * N * num_tiles, heads_together(B * K, bytes_each=4 * S * H)
+    num_items, together = B * N * num_tiles, slices_together(B * K, bytes_each=4 * S * H, cache_bytes=CACHE_BYTES)
     num_blocks = min(sm_count(), num_items)
     free, own_free = FIRST_NAMED_BARRIER, FIRST_NAMED_BARRIER + stages
     everyone = (W + 1) * THREADS

@@ -26,7 +26,7 @@ PER_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 WORK_FIELDS = 32  # of a tile in the list of work: 128 bytes, the least that TMA copies
 
-_L2_BYTES = 24 << 20  # of what blocks stream at one time, of the 50 MB of second-level cache
+CACHE_BYTES = 24 << 20  # of what blocks stream at one time, of the 50 MB of second-level cache
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,9 +116,3 @@ def work_list(outer: tuple[IntArray, IntArray], inner: tuple[IntArray, IntArray]
     list_XIC = xp.take_along_axis(list_XIC, xp.argsort(-count_XI1, axis=1, stable=True), axis=1)
     padding = [(0, 0), (0, 0), (0, WORK_FIELDS - list_XIC.shape[-1])]
     return jnp.asarray(xp.pad(list_XIC, padding), jnp.int32)
-
-
-def heads_together(num_heads: int, *, bytes_each: int) -> int:
-    """How many key/value heads, over all rows of the batch, to go through at one time, for the sake of the L2 cache."""
-    limit = max(1, _L2_BYTES // bytes_each)
-    return max(n for n in range(1, min(limit, num_heads) + 1) if num_heads % n == 0)

@@ -94,10 +94,12 @@ def div(a: jax.Array, b: int) -> jax.Array:
 _L2_BYTES = 32 << 20  # that blocks share at one time, of the 50 MB of second-level cache
 
 
-def slices_together(num_slices: int, *, bytes_each: int) -> int:
+def slices_together(num_slices: int, *, bytes_each: int, cache_bytes: int = _L2_BYTES) -> int:
     """How many slices (heads of batch rows) to go through at one time, so that the L2 cache holds what blocks share.
+
+    A slice has `bytes_each` of that, and all together may have `cache_bytes`.
 
     Among these the longest tiles come first, and all tiles before the next slices: the last blocks to end are short.
     """
-    limit = max(1, _L2_BYTES // bytes_each)
+    limit = max(1, cache_bytes // bytes_each)
     return max(n for n in range(1, num_slices + 1) if num_slices % n == 0 and n <= limit)
