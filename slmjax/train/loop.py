@@ -277,7 +277,11 @@ class _Profile:
             if self._running:
                 self.stop()
             else:
-                jax.profiler.start_trace(self._directory)
+                # Without Python's calls: they are most of a trace's size, and following them through threads that start
+                # and end meanwhile, as those of checkpoints do, has crashed the interpreter.
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0
+                jax.profiler.start_trace(self._directory, profiler_options=options)
                 self._running = True
 
     def stop(self) -> None:
