@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from slmjax.config.check import fraction, not_negative, positive, require
+from slmjax.config.check import directory, fraction, not_negative, positive, require
 from slmjax.config.quality import ScoreFilesConfig
 
 REFUSALS = (
@@ -203,6 +203,7 @@ class DiversityConfig:
     worker_bytes: int = 512 << 20
 
     def __post_init__(self):
+        directory(self, "output_dir")
         positive(self, "max_documents", "dimensions", "worker_bytes")
         require(0 <= self.min_distance <= 2, self, f"min_distance must lie between 0 and 2, got {self.min_distance}")
         require(

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from slmjax.config.check import fraction, positive, require
+from slmjax.config.check import directory, positive, require, utf8
 from slmjax.config.dedup import (
     CorpusStageConfig,
     ExactDedupConfig,
@@ -48,6 +48,10 @@ class SplitConfig:
             self,
             f"held_out_fraction must lie in [0, 1), got {self.held_out_fraction}",
         )
+        utf8(self, "salt")
+
+
+FIXED_PIECES = 300  # control symbols, line breaks with indentation and bytes, in every vocabulary that is trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class TrainTokenizerConfig:
     """Trains a SentencePiece model on the training split; see `slmjax.data.tokenizer.train_tokenizer`.
 
     Attributes:
+      vocab_size: number of ids, of which FIXED_PIECES are there whatever the text.
       user_symbols: strings that are always one piece.
       split_digits: make every digit a token of its own.
       pieces_across_words: let pieces span spaces and mix letters with punctuation.
@@ -72,8 +77,18 @@ class TrainTokenizerConfig:
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, "vocab_size", "max_passages")
-        fraction(self, "character_coverage")
+        positive(self, "max_passages")
+        require(
+            FIXED_PIECES < self.vocab_size < 2**31,
+            self,
+            f"vocab_size must be more than {FIXED_PIECES}, which are control symbols, line breaks and bytes, and less "
+            f"than 2**31, got {self.vocab_size}",
+        )
+        require(
+            0.98 <= self.character_coverage <= 1,
+            self,
+            f"character_coverage must lie between 0.98 and 1, got {self.character_coverage}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +100,7 @@ class ExistingTokenizerConfig:
 
 StageConfig = FilterConfig | ConversationFilterConfig | CorpusStageConfig | QualityFilterConfig | QualitySampleConfig
 
+MIN_WORKER_BYTES = 1 << 20
 _CUTTING = (PassageDedupConfig, SubstringDedupConfig)
 
 
@@ -101,8 +117,8 @@ class PipelineConfig:
       engine: where the work is done.
       num_workers: tasks at the same time, each in a process; None is one for every processor.
       shard_bytes: text in one file between steps, the unit of parallel work and of resuming.
-      worker_bytes: memory for what one worker holds of the whole corpus in a stage that looks at all of it; less means
-        more and smaller pieces, and the same output.
+      worker_bytes: memory for what one worker holds of the whole corpus in a stage that looks at all of it, at least
+        1 MiB; less means more and smaller pieces, each a task, and the same output.
     """
 
     output_dir: str
@@ -117,8 +133,17 @@ class PipelineConfig:
     worker_bytes: int = 512 << 20
 
     def __post_init__(self):
-        positive(self, "num_workers", "shard_bytes", "worker_bytes")
+        positive(self, "num_workers", "shard_bytes")
+        require(
+            self.worker_bytes >= MIN_WORKER_BYTES,
+            self,
+            f"worker_bytes must be at least {MIN_WORKER_BYTES} (1 MiB), got {self.worker_bytes}: stages over the whole "
+            "corpus make a task of each eighth of it; a worker takes some 300 MB beside it",
+        )
+        directory(self, "output_dir")
         require("://" not in self.output_dir, self, f"output_dir must be a local directory, got {self.output_dir!r}")
+        for source in self.sources:
+            utf8(source, "name")
         names = [source.name for source in self.sources]
         require(len(names) > 0, self, "sources needs at least one source, got ()")
         require(len(names) == len(set(names)), self, f"names of sources must differ, got {names}")

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from slmjax.config.check import not_negative, positive, require
+from slmjax.config.check import directory, not_negative, positive, require
 from slmjax.config.pipeline import NormaliseConfig
 from slmjax.config.sources import TextSourceConfig
 
@@ -188,6 +188,7 @@ class QualityTrainingConfig:
     seed: int = 0
 
     def __post_init__(self):
+        directory(self, "output_dir")
         require(
             0 < self.held_out_fraction < 1,
             self,

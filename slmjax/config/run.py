@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from slmjax.config.check import fraction, not_negative, positive, require
+from slmjax.config.check import directory, fraction, not_negative, positive, require
 from slmjax.config.model import ModelConfig
 from slmjax.config.optim import OptimizerConfig, ScheduleConfig
 
@@ -310,7 +310,7 @@ class RunConfig:
         positive(self, "steps", "clip_norm")
         not_negative(self, "seed")
         require(self.seed < 2**63, self, f"seed must be less than 2**63, got {self.seed}")
-        require(self.output_dir.strip() != "", self, "output_dir must name a directory, got an empty string")
+        directory(self, "output_dir")
         require(
             self.input.batch_size % self.execution.microbatches == 0,
             self,

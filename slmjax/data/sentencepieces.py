@@ -120,6 +120,13 @@ def train_model(
         if not symbol or symbol in (PAD, UNK, BOS, EOS, *controls) or re.fullmatch(r"<0x[0-9A-F]{2}>", symbol):
             raise ValueError(f"user_symbols must not be empty, nor names of control symbols or bytes; got {symbol!r}")
         require_utf8(symbol)
+    symbols = list(dict.fromkeys([*map(_written, user_symbols), "\t", *_LINE_BREAKS]))
+    fixed = len((PAD, UNK, BOS, EOS)) + len(controls) + len(symbols) + 256
+    if not fixed < vocab_size < 2**31:
+        raise ValueError(
+            f"vocab_size must be more than {fixed}, which are control symbols, user symbols, line breaks and bytes, "
+            f"and less than 2**31, got {vocab_size}"
+        )
     model = io.BytesIO()
     passages = _passages(texts)
     try:
@@ -137,7 +144,7 @@ def train_model(
             bos_piece=BOS,
             eos_piece=EOS,
             control_symbols=controls,
-            user_defined_symbols=list(dict.fromkeys([*map(_written, user_symbols), "\t", *_LINE_BREAKS])),
+            user_defined_symbols=symbols,
             character_coverage=character_coverage,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
@@ -161,11 +168,13 @@ def train_model(
 def _reason(error: str) -> str:
     """What SentencePiece says, without the place in its source; where it says nothing, the check that failed."""
     check, _, reason = error.partition("] ")
-    if reason.startswith("Vocabulary size too high"):
-        return f"{reason} More text allows a larger vocab_size."
+    if found := re.match(r"Vocabulary size too high .* value <= (\d+)", reason):
+        return f"it gives at most {found[1]}. Lower vocab_size, or take more text."
+    if found := re.match(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", reason):
+        return f"its characters, with symbols and bytes, need {found[1]}. Raise vocab_size or lower character_coverage."
     if "sentences_.empty()" in check:
         return "the text is empty."
-    return reason.replace(" with --character_coverage option", "") or f"it needs {check.partition('[')[2]}."
+    return reason or f"it needs {check.partition('[')[2]}."
 
 
 def _passages(texts: Iterable[str]) -> Iterator[str]:

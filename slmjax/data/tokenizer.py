@@ -57,9 +57,12 @@ class Tokenizer:
         """
         path = Path(os.path.expandvars(path)).expanduser()
         try:
-            tokenizer = cls(path.read_bytes())
-        except OSError as error:
-            raise ValueError(f"cannot read the tokenizer model {path}: {error.strerror}") from error
+            model = path.read_bytes()
+        except (OSError, ValueError) as error:  # the latter: a null byte in the path
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"cannot read the tokenizer model {str(path)!r}: {reason}") from error
+        try:
+            tokenizer = cls(model)
         except ValueError as error:
             raise ValueError(f"{path} {error}") from error
         ids = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}

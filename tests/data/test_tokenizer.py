@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from slmjax.config.pipeline import FIXED_PIECES
 from slmjax.data import sentencepieces
 from slmjax.data.tokenizer import ASSISTANT, END, SYSTEM, USER, Tokenizer, train_tokenizer
 
@@ -114,9 +115,11 @@ def test_options_keep_the_round_trip(tmp_path, model_type):
 @pytest.mark.parametrize(
     ("texts", "vocab_size", "message"),
     [
-        ([SOURCE], 5000, r"too high .* More text allows a larger vocab_size\.$"),
-        ([SOURCE], 100, r"smaller than required.* Increase vocab_size or decrease character_coverage\.$"),
-        ([SOURCE], 1, r"on this text: it needs .*unk"),
+        ([SOURCE], 5000, r"gives at most \d+\. Lower vocab_size, or take more text\.$"),
+        ([SOURCE], 310, r"need 3\d\d\. Raise vocab_size or lower character_coverage\.$"),
+        ([SOURCE], FIXED_PIECES, f"vocab_size must be more than {FIXED_PIECES}, which .* got {FIXED_PIECES}$"),
+        ([SOURCE], 1, r"vocab_size must be more than 300, .* got 1$"),
+        ([SOURCE], 2**31, r"and less than 2\*\*31, got 2147483648$"),
         ([], 400, r"the text is empty\.$"),
         (["\ud800"], 400, "surrogate"),
     ],

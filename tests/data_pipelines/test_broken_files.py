@@ -318,7 +318,7 @@ def test_a_source_of_nothing_but_outputs_is_an_error_that_says_so(tmp_path):
     config = PipelineConfig(
         output_dir=str(out),
         sources=(FilesSourceConfig(paths=(str(tmp_path),)),),
-        tokenizer=TrainTokenizerConfig(vocab_size=300),
+        tokenizer=TrainTokenizerConfig(vocab_size=330),
     )
     with pytest.raises(ValueError, match=f"source files: all its files lie in output_dir, {out}"):
         run(config, console=Console(quiet=True))

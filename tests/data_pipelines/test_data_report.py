@@ -10,6 +10,7 @@ from pathlib import Path
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from all_stages import with_worker_bytes
 from rich.console import Console
 
 from data_pipelines.manifest import Count, Manifest, StepCounts
@@ -236,7 +237,7 @@ def test_contamination_and_quarantine_are_shown(finished, page):
 
 
 def test_the_same_bytes_whatever_the_workers_and_their_memory(folder, finished, tmp_path):
-    again = quiet(config_of(folder, tmp_path / "elsewhere", num_workers=2, worker_bytes=4096))
+    again = quiet(with_worker_bytes(config_of(folder, tmp_path / "elsewhere", num_workers=2), 4096))
     assert again == (finished / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "elsewhere/work/shuffle").exists()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
+from all_stages import with_worker_bytes
 from rich.console import Console
 
 from data_pipelines import tasks
@@ -75,9 +76,9 @@ def config_of(folder: Path, output_dir: Path, **changes) -> PipelineConfig:
         tokenizer=TrainTokenizerConfig(vocab_size=330),
         num_workers=1,
         shard_bytes=6000,
-        worker_bytes=20_000,
     )
-    return dataclasses.replace(config, **changes)
+    worker_bytes = changes.pop("worker_bytes", 20_000)
+    return with_worker_bytes(dataclasses.replace(config, **changes), worker_bytes)
 
 
 def quiet(config: PipelineConfig) -> Manifest:

@@ -31,8 +31,6 @@ from slmjax.config import (
     LengthFilterConfig,
     NearDedupConfig,
     PipelineConfig,
-    PythonFunctionsSourceConfig,
-    PythonLibrarySourceConfig,
     RepetitionFilterConfig,
     SplitConfig,
     TrainTokenizerConfig,
@@ -433,24 +431,3 @@ def test_a_source_never_reads_the_output(corpus, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     first = quiet(config_of(tmp_path, tmp_path / "out"))
     assert quiet(config_of(tmp_path, tmp_path / "out")) == first
-
-
-def test_contradictory_configs_are_refused():
-    with pytest.raises(ValueError, match="all text or all conversations"):
-        PipelineConfig(
-            output_dir="x",
-            sources=(PythonLibrarySourceConfig(), PythonFunctionsSourceConfig()),
-            tokenizer=TrainTokenizerConfig(vocab_size=400),
-        )
-    with pytest.raises(ValueError, match="output_dir must be a local directory, got 's3://bucket/x'"):
-        PipelineConfig(
-            output_dir="s3://bucket/x",
-            sources=(PythonLibrarySourceConfig(),),
-            tokenizer=TrainTokenizerConfig(vocab_size=400),
-        )
-    with pytest.raises(ValueError, match=r"names of sources must differ, got \['python', 'python'\]"):
-        PipelineConfig(
-            output_dir="x",
-            sources=(PythonLibrarySourceConfig(), PythonLibrarySourceConfig(include_tests=True)),
-            tokenizer=TrainTokenizerConfig(vocab_size=400),
-        )

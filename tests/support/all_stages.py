@@ -99,9 +99,15 @@ def config_of(folder: Path, output_dir: Path, **changes) -> PipelineConfig:
         "split": SplitConfig(held_out_fraction=0.2),
         "num_workers": 1,
         "shard_bytes": 8000,
-        "worker_bytes": 20_000,
     }
-    return PipelineConfig(**{**fields, **changes})
+    worker_bytes = changes.pop("worker_bytes", 20_000)
+    return with_worker_bytes(PipelineConfig(**{**fields, **changes}), worker_bytes)
+
+
+def with_worker_bytes(config: PipelineConfig, worker_bytes: int) -> PipelineConfig:
+    """The config with less memory than one may ask for, so that a small corpus, too, is more than a worker holds."""
+    object.__setattr__(config, "worker_bytes", worker_bytes)
+    return config
 
 
 def quiet(config: PipelineConfig) -> Manifest:
