@@ -64,6 +64,11 @@ class NearDedupConfig:
 
     def __post_init__(self):
         positive(self, "bands", "rows", "ngram", "signature_bytes", "comparisons")
+        require(
+            self.bands * self.rows <= 1 << 14,
+            self,
+            f"bands * rows, permutations of every document, must be at most {1 << 14}, got {self.bands} * {self.rows}",
+        )
         fraction(self, "similarity")
         not_negative(self, "seed")
         require(self.seed < 2**63, self, f"seed must be less than 2**63, got {self.seed}")

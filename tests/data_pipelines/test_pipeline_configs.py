@@ -6,6 +6,7 @@ import pytest
 
 from slmjax.config import (
     ExistingTokenizerConfig,
+    NearDedupConfig,
     PipelineConfig,
     PythonFunctionsSourceConfig,
     PythonLibrarySourceConfig,
@@ -85,6 +86,12 @@ def test_values_that_cannot_be_are_refused_in_words_of_the_config(wrong, message
     assert PipelineConfig(**fields).worker_bytes == 1 << 20
     with pytest.raises(ValueError, match=message):
         PipelineConfig(**{**fields, **wrong})
+
+
+def test_signatures_have_a_bound():
+    assert NearDedupConfig(bands=450, rows=20).rows == 20
+    with pytest.raises(ValueError, match=r"^NearDedupConfig: bands \* rows, .* at most 16384, got 1000000000 \* 8$"):
+        NearDedupConfig(bands=10**9)
 
 
 @pytest.mark.parametrize(
