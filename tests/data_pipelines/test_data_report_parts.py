@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import orjson
 import pytest
+from all_stages import with_worker_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -208,8 +209,8 @@ def test_clusters_are_counted_as_they_are(tmp_path):
             split=c.SplitConfig(held_out_fraction=0.0),
             num_workers=1,
             shard_bytes=shard_bytes,
-            worker_bytes=worker_bytes,
         )
+        with_worker_bytes(config, worker_bytes)
         run(config, console=Console(file=io.StringIO()))
         marker = orjson.loads((tmp_path / str(number) / "work/markers/report/clusters/clusters.json").read_bytes())
         found = marker["result"]["exact_dedup"]
