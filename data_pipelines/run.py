@@ -104,20 +104,30 @@ class _Run:
     def all_steps(self) -> Manifest:
         shards, hashes, funnel = self.read()
         shards, hashes, last, verdicts = self.filter(shards, hashes, funnel)
-        hashes = self.select(shards, hashes, last, verdicts)
+        hashes = self.select(shards, hashes, last, verdicts, funnel)
         tokenizer_path = self.tokenizer(shards, hashes)
         tokenizer = Tokenizer.load(tokenizer_path)
-        config_sha256 = tasks.sha256_of(self.content)
-        manifest = Manifest(
+        splits = self.tokenise(shards, hashes, tokenizer_path, tokenizer)
+        manifest = self.manifest(
+            funnel, tokenizer_sha256=tokenizer.sha256, vocab_size=tokenizer.vocab_size, splits=splits
+        )
+        self.report(shards, manifest)
+        return manifest
+
+    def manifest(self, funnel: list[StepCounts], **tokenised: Any) -> Manifest:
+        """What is known after all steps, or where `tokenised` is empty, before there is a tokenizer."""
+        before: dict[str, Any] = {"tokenizer_sha256": "", "vocab_size": 0, "splits": {}}
+        return Manifest(
             format_version=FORMAT_VERSION,
-            config_sha256=config_sha256,
+            config_sha256=tasks.sha256_of(self.content),
             config=self.content,
             versions=tasks.versions(),
-            tokenizer_sha256=tokenizer.sha256,
-            vocab_size=tokenizer.vocab_size,
             steps=tuple(funnel),
-            splits=self.tokenise(shards, hashes, tokenizer_path, tokenizer, config_sha256),
+            **{**before, **tokenised},
         )
+
+    def report(self, shards: list[Shard], manifest: Manifest) -> None:
+        """Writes report.html."""
         report.write(
             self.root,
             self.engine,
@@ -127,7 +137,6 @@ class _Run:
             manifest,
             worker_bytes=self.config.worker_bytes,
         )
-        return manifest
 
     def step(self, name: str, function: Callable[[Any], tasks.Done], planned: Sequence[tasks.Task]) -> list[tasks.Done]:
         with self.reporter.step(name, len(planned), sum(task.extent.bytes for task in planned)) as step:
@@ -174,6 +183,7 @@ class _Run:
             for name in kept
         ]
         if not shards:
+            self.report([], self.manifest(funnel))
             first = reading.first_reject(self.root / "quarantine")
             raise ValueError(f"not one document could be read (see {self.root / 'quarantine'}): {_why(funnel)}{first}")
         return shards, {path.stem: digest for path, digest in outputs.items() if path.suffix == ".parquet"}, funnel
@@ -196,7 +206,6 @@ class _Run:
         shards, hashes = (read, read_hashes) if rewrites else (filtered.shards, filtered.hashes)
         previous, before = None, dict.fromkeys(read_hashes, "")
         attributes: dict[str, list[list[str]]] = {}  # hashes of those of each stage, for each shard
-        counts: list[StepCounts] = []
         for name, stage in named.items():
             if rewrites and name == rewrites[-1]:
                 shards, hashes = filtered.shards, filtered.hashes
@@ -226,8 +235,6 @@ class _Run:
             previous, before = name, {shard.name: _only(done) for shard, done in zip(shards, decided, strict=True)}
         for directory in ("work/shuffle", "work/markers/shuffle"):  # of stages that an earlier config had
             shutil.rmtree(self.root / directory, ignore_errors=True)
-        if previous is not None and not any(done.kept.documents for done in counts):
-            raise ValueError(f"the stages dropped every document: {_why(funnel)}; loosen the thresholds")
         return shards, hashes, previous, before
 
     def named_stages(self) -> dict[str, StageConfig]:
@@ -297,9 +304,17 @@ class _Run:
         return deduplicate.decide(stage, step)
 
     def select(
-        self, shards: list[Shard], hashes: dict[str, str], last: str | None, verdicts: dict[str, str]
+        self,
+        shards: list[Shard],
+        hashes: dict[str, str],
+        last: str | None,
+        verdicts: dict[str, str],
+        funnel: list[StepCounts],
     ) -> dict[str, str]:
-        """Writes the documents alive after the stage `last` and returns the sha256 of their shards."""
+        """Writes the documents alive after the stage `last` and returns the sha256 of their shards.
+
+        Where there is nothing to train on it writes the report, which shows why, and raises ValueError.
+        """
         planned = [
             selecting.SelectTask(
                 root=self.root,
@@ -317,9 +332,15 @@ class _Run:
         for directory in ("documents", "work/decisions"):
             files.remove_others(self.root / directory, {f"{shard.name}.parquet" for shard in shards})
         fraction = self.config.split.held_out_fraction
+        kept = sum(task.result["train"] + task.result["held_out"] for task in done)
         for side, wanted in (("train", True), ("held_out", fraction > 0)):
             if wanted and not any(task.result[side] for task in done):
-                kept = sum(task.result["train"] + task.result["held_out"] for task in done)
+                self.report(shards, self.manifest(funnel))
+                if kept == 0:
+                    raise ValueError(
+                        f"the stages dropped every document: {_why(funnel)}; loosen the thresholds, which "
+                        f"{self.root / 'report.html'} shows with what they met"
+                    )
                 raise ValueError(
                     f"the {side} side of the split is empty: {kept} documents with held_out_fraction = {fraction}; "
                     "change the fraction, or the salt"
@@ -356,7 +377,6 @@ class _Run:
         hashes: dict[str, str],
         tokenizer_path: Path,
         tokenizer: Tokenizer,
-        config_sha256: str,
     ) -> dict[str, SplitCounts]:
         """Writes the stores and held_out.jsonl.zst."""
         planned = [
@@ -375,6 +395,7 @@ class _Run:
         done = self.step("tokenise", tokenising.tokenise_shard, planned)
         files.remove_others(self.root / "work" / "tokens", {f"{shard.name}.parquet" for shard in shards})
         outputs = [task.outputs for task in done]
+        config_sha256 = tasks.sha256_of(self.content)
         names = ["train", "held_out"] if self.config.split.held_out_fraction > 0 else ["train"]
         stores = [
             tokenising.StoreTask(

@@ -114,8 +114,10 @@ def render(report: Report) -> str:
     if report.clusters:
         body = corpus_sections.duplicates(report.clusters, report.stages, report.members, report.survivors)
         sections.append(("Duplicates", body))
-    sections.append(("Lengths", corpus_sections.lengths(summary.lengths)))
-    sections.append(("Tokens", corpus_sections.tokens(summary.selected, report.tokens)))
+    if summary.lengths["read"].count:
+        sections.append(("Lengths", corpus_sections.lengths(summary.lengths)))
+    if manifest.splits:
+        sections.append(("Tokens", corpus_sections.tokens(summary.selected, report.tokens)))
     if report.contamination:
         parts = []
         for name, (sums, found) in report.contamination.items():
@@ -148,11 +150,10 @@ def _cards(manifest: Manifest) -> Html:
         (f"{came + rejected:,}", f"records came in, {rejected:,} of them unreadable"),
         (f"{left:,}", f"documents selected, {left / max(came + rejected, 1):.1%}"),
         (f"{left_bytes / 1e6:,.1f} MB", f"of {sum(step.kept.bytes for step in read) / 1e6:,.1f} MB of text"),
-        (
-            f"{all_tokens:,}",
-            f"tokens, {all_bytes / max(all_tokens, 1):.3f} bytes each, of {manifest.vocab_size:,} pieces",
-        ),
     ]
+    if manifest.splits:
+        each = all_bytes / max(all_tokens, 1)
+        cards.append((f"{all_tokens:,}", f"tokens, {each:.3f} bytes each, of {manifest.vocab_size:,} pieces"))
     return element("div", *(element("div", element("strong", value), label) for value, label in cards), class_="cards")
 
 

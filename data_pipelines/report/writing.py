@@ -34,7 +34,7 @@ def write(
     *,
     worker_bytes: int,
 ) -> None:
-    """Writes <root>/report.html from the files of a run that has finished; the same bytes for the same run.
+    """Writes <root>/report.html from the files of a run that has selected; the same bytes for the same run.
 
     Args:
       root: the pipeline's output directory.
@@ -42,7 +42,7 @@ def write(
       reporter: of the run.
       stages: in order, by name.
       shards: as the stages left them.
-      manifest: of the run.
+      manifest: of the run; where nothing was left to tokenise, without splits.
       worker_bytes: as in PipelineConfig.
     """
     with reporter.step("report", len(shards), sum(shard.bytes for shard in shards)) as step:
@@ -78,7 +78,7 @@ class _Gathering:
         """Everything that the page shows."""
         found = self._summary()
         tokens: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        for shard in self._shards:
+        for shard in self._shards if manifest.splits else ():  # else what an earlier run has tokenised
             tokens[shard.source].update(self._marker("tokenise", shard.name)["result"]["tokens"])
         groups = self._clusters(found.duplicates)
         ranked = {
@@ -201,6 +201,7 @@ class _Gathering:
 
     def _contamination(self) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
         names = [name for name, stage in self._stages.items() if isinstance(stage, DecontaminationConfig)]
+        names = names if self._shards else []  # else what an earlier run has found
         folder = self._root / "contamination"
         planned = [self._list_task("report/contamination", folder / f"{name}.jsonl") for name in names]
         done = self._run("report/contamination", findings.contaminated, planned)

@@ -4,6 +4,7 @@ import collections
 import html
 import io
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -251,6 +252,42 @@ def test_the_samples_do_not_depend_on_shards(folder, finished, tmp_path):
     other = quiet(config_of(folder, tmp_path / "out", shard_bytes=1_000_000))
     mine = (finished / "report.html").read_text(encoding="utf-8")
     assert samples_of(other) == samples_of(mine)
+
+
+def test_where_everything_is_dropped_the_report_shows_by_what(folder, finished, tmp_path):
+    """Also where an earlier run had finished there, of which nothing is shown; and then that run is there again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    stages = (ExactDedupConfig(), LengthFilterConfig(min_words=10**6), NearDedupConfig(), RepetitionFilterConfig())
+    with pytest.raises(
+        ValueError, match=r"^the stages dropped every document: \d+ min_words, .*; loosen the thresholds"
+    ):
+        quiet(config_of(folder, out, stages=stages))
+    page = Page((out / "report.html").read_text(encoding="utf-8"))
+    assert {("h2", "Funnel"), ("h2", "Stages"), ("h2", "Quarantine"), ("strong", "0")} <= set(page.texts)
+    assert ("h2", "Tokens") not in page.texts
+    assert "at least 1,000,000" in page.text
+    assert "dropped: min_words" in page.text
+    assert "tokens" not in page.text.partition("Configuration")[0]
+    rows = [row for path in (out / "work/decisions").iterdir() for row in pq.read_table(path)["reason"].to_pylist()]
+    assert rows.count("length_filter.min_words") == len(rows) - rows.count("exact_dedup.duplicate")
+    assert quiet(config_of(folder, out)) == (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_where_nothing_can_be_read_the_report_shows_why(folder, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"broken <b>')
+    source = FilesSourceConfig(paths=(str(tmp_path / "a.jsonl"),))
+    with pytest.raises(ValueError, match="not one document could be read"):
+        quiet(config_of(folder, tmp_path / "out", sources=(source,)))
+    page = Page((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    assert [text for tag, text in page.texts if tag == "h2"] == ["Funnel", "Stages", "Quarantine", "Configuration"]
+    assert '{"broken <b>' in page.text
+
+
+def test_where_a_side_of_the_split_is_empty_there_is_a_report_too(folder, tmp_path):
+    with pytest.raises(ValueError, match="the held_out side of the split is empty"):
+        quiet(config_of(folder, tmp_path, split=SplitConfig(held_out_fraction=1e-9)))
+    assert ("h2", "Lengths") in Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts
 
 
 def test_a_report_that_is_lost_or_changed_is_written_again_and_nothing_else_is(folder, finished):
