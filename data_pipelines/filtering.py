@@ -6,6 +6,7 @@ those after it where it changes texts.
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import time
 from collections import defaultdict
@@ -142,7 +143,7 @@ def _filter_shard(work: ShardWork) -> list[tasks.Done]:
             for step, table in _filter_batch(work.filters, batch, pending, seconds).items():
                 started = time.process_time()
                 if step not in writers:
-                    compression = "none" if step == _TEXT else "zstd"
+                    compression = "none" if step == _TEXT else "lz4"
                     writer = parquet_writer(outputs[step], table.schema, compression=compression)
                     writers[step] = stack.enter_context(writer)
                 writers[step].write_batch(table)
@@ -186,6 +187,9 @@ def _filter_batch(
             seconds[name] += time.process_time() - started
         if _TEXT in pending:
             tables[_TEXT].append(_with_texts(part, texts, rewrites))
+        # Texts and their words refer to each other; left to the collector, those of dozens of parts fill the memory.
+        del texts
+        gc.collect(1)
     return {name: pa.concat_batches(parts) for name, parts in tables.items()}
 
 

@@ -54,7 +54,10 @@ def select_shard(task: SelectTask) -> tasks.Done:
     verdicts = Verdicts.load(task.root, task.last, task.shard)
     start = 0
     counts = {"train": 0, "held_out": 0}
-    with parquet_writer(outputs[0], schema) as kept, parquet_writer(outputs[1], _DECISIONS) as decisions:
+    with (
+        parquet_writer(outputs[0], schema, compression="zstd") as kept,
+        parquet_writer(outputs[1], _DECISIONS) as decisions,
+    ):
         for batch in read_batches(shard_path(task.root, task.shard)):
             rows = slice(start, start + len(batch))
             reasons = pa.array([why or None for why in verdicts.reasons[rows]], pa.string())

@@ -85,7 +85,7 @@ def tokenise_shard(task: TokeniseTask) -> tasks.Done:
     schema = pa.schema([*fields, ("weights", _BYTES)] if task.conversations else fields)
     num_bytes = 0
     tokens = {"train": 0, "held_out": 0}
-    with parquet_writer(output, schema) as writer:
+    with parquet_writer(output, schema, compression="none") as writer:
         for batch in read_batches(documents_path(task.root, task.shard)):
             sizes = learned = batch.column("bytes")
             weight_columns = []
