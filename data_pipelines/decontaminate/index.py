@@ -15,8 +15,8 @@ from data_pipelines.readers.inputs import list_inputs
 from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.stages import alphabet, hashed_words
 from data_pipelines.stages.contamination import SECOND, Index, IndexFile, whole_document
+from data_pipelines.stages.counting import count
 from data_pipelines.stages.normalise import normalise_all
-from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 from slmjax.config import DecontaminationConfig, EvaluationTextConfig, NormaliseConfig
 
@@ -92,10 +92,11 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
         batch = Texts.of(texts[start : start + _BATCH])
         words = hashed_words.of(batch)
         counts[start : start + len(words.counts)] = words.counts
-        letters = Ranks((batch.kinds & alphabet.LETTER) != 0)
+        with_letters = count(batch.kinds, alphabet.LETTER, alphabet.LETTER, words.starts, words.ends) > 0
+        before = np.append(0, np.cumsum(with_letters))
         for length in buckets.distinct(np.minimum(words.counts, config.ngram)).tolist():
             if length:
-                found.append(_grams(letters, words, length, exactly=length < config.ngram, start=start))
+                found.append(_grams(before, words, length, exactly=length < config.ngram, start=start))
     hashes = [whole_document(each.hashes) if each.length < prefix else each.hashes for each in found]
     grams = np.concatenate([np.zeros(0, np.uint64), *hashes])
     owners = np.concatenate([np.zeros(0, np.int64), *(each.owners for each in found)])
@@ -139,13 +140,16 @@ class _Grams:
         return _runs(self.words, self.places, prefix)
 
 
-def _grams(letters: Ranks, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
-    """Those with a letter, of texts of `length` words exactly or at least; the first text has the number `start`."""
+def _grams(before: np.ndarray, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
+    """Those with a letter, of texts of `length` words exactly or at least; the first text has the number `start`.
+
+    `before` is the number of words with letters before each word.
+    """
     enough = words.counts == length if exactly else words.counts >= length
     counts = np.where(enough, words.counts - length + 1, 0)
     owners = np.repeat(np.arange(len(counts)), counts)
     places = np.arange(len(owners)) + np.repeat(words.first[:-1] - (np.cumsum(counts) - counts), counts)
-    lettered = letters.count(words.starts[places], words.ends[places + length - 1]) > 0
+    lettered = before[places + length] > before[places]
     places, owners = places[lettered], owners[lettered]
     return _Grams(length, _runs(words, places, length), owners + start, places, words)
 

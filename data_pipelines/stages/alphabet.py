@@ -145,6 +145,7 @@ def flags(raw: bytes, beyond: Beyond | None, alphabet: Alphabet) -> np.ndarray:
     for i in range(1, 4):
         more = beyond.sizes > i
         known[beyond.positions[more] + i] = values[more] | CONTINUES
+    known.flags.writeable = False  # as those of ASCII
     return known
 
 

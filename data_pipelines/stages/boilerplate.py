@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import alphabet
+from data_pipelines.stages.counting import count
 from data_pipelines.stages.ranges import share
-from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Lines, Texts
 from slmjax.config.filters import BoilerplateFilterConfig
 
@@ -21,11 +21,12 @@ def clean(config: BoilerplateFilterConfig, texts: Texts) -> tuple[Texts, dict[st
     """Returns the lines that are left, blank ones among them, and the share of the words that went."""
     lines = texts.lines
     filled = lines.num_words > 0
-    capitals = Ranks((texts.marks & (alphabet.UPPER | alphabet.CONTINUES)) == alphabet.UPPER)
-    digits = Ranks((texts.kinds & (alphabet.DIGIT | alphabet.CONTINUES)) == alphabet.DIGIT)
+    upper, digit = alphabet.UPPER, alphabet.DIGIT
+    capitals = count(texts.marks, upper | alphabet.CONTINUES, upper, lines.starts, lines.ends)
+    digits = count(texts.kinds, digit | alphabet.CONTINUES, digit, lines.starts, lines.ends)
     rules = [
-        filled & (capitals.count(lines.starts, lines.ends) > config.uppercase_share * lines.chars),
-        filled & (digits.count(lines.starts, lines.ends) == lines.chars),
+        filled & (capitals > config.uppercase_share * lines.chars),
+        filled & (digits == lines.chars),
         _counters(lines),
         lines.num_words == 1,
     ]

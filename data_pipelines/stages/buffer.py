@@ -9,7 +9,8 @@ import functools
 import numpy as np
 
 from data_pipelines.stages import alphabet
-from data_pipelines.stages.ranks import Ranks
+from data_pipelines.stages.compiled import compiled
+from data_pipelines.stages.counting import count
 
 
 class Buffer:
@@ -64,43 +65,34 @@ class Buffer:
         """`marks` of some positions, without CONTINUES."""
         return alphabet.flags_at(self.data, positions, self.beyond, alphabet.MARKS)
 
-    @functools.cached_property
-    def continuing(self) -> Ranks | None:
-        """The bytes after the first of a character; None where there are none."""
-        return None if self.is_ascii else Ranks((self.data & 0xC0) == 0x80)
-
     def chars(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Number of characters from starts to ends."""
-        return ends - starts if self.continuing is None else ends - starts - self.continuing.count(starts, ends)
+        if self.beyond is None:
+            return ends - starts
+        return _chars(self.beyond.positions, self.beyond.sizes, starts, ends)
 
     @functools.cached_property
     def num_chars(self) -> np.ndarray:
         """Characters of each document."""
         return self.chars(self.starts, self.ends)
 
-    def count(self, flags: np.ndarray) -> np.ndarray:
-        """How many of `flags`, one for each byte, are set in each document."""
-        return Ranks(flags).count(self.starts, self.ends)
-
     def count_kind(self, kind: int) -> np.ndarray:
         """Characters of each document with a flag of `kinds`."""
-        return self.count((self.kinds & (kind | alphabet.CONTINUES)) == kind)
+        return count(self.kinds, kind | alphabet.CONTINUES, kind, self.starts, self.ends)
 
     @functools.cached_property
     def hash_signs(self) -> np.ndarray:
         """Number of # in each document."""
-        return self.count(self.data == ord("#"))
+        return count(self.data, 0xFF, ord("#"), self.starts, self.ends)
 
     @functools.cached_property
     def ellipses(self) -> np.ndarray:
         """Number of ... and of U+2026 in each document; six full stops are two."""
-        stops = np.flatnonzero(self.data == ord("."))
-        runs = np.append(0, np.flatnonzero(stops[1:] != stops[:-1] + 1) + 1)[: len(stops)]
-        threes = np.diff(np.append(runs, len(stops))) // 3
-        at = [np.repeat(stops[runs], threes)]
+        number = _threes(self.data, np.uint8(ord(".")), self.starts, self.ends)
         if self.beyond is not None:
-            at.append(self.beyond.positions[self.beyond.points == ord("…")])
-        return np.bincount(np.searchsorted(self.starts, np.concatenate(at), side="right") - 1, minlength=len(self))
+            at = self.beyond.positions[self.beyond.points == ord("…")]
+            number += np.bincount(np.searchsorted(self.starts, at, side="right") - 1, minlength=len(self))
+        return number
 
     @functools.cached_property
     def digits(self) -> tuple[np.ndarray, np.ndarray]:
@@ -110,3 +102,37 @@ class Buffer:
         np.not_equal(digit[1:], digit[:-1], out=changes[1:])
         edges = np.flatnonzero(changes)
         return edges[0::2], edges[1::2]
+
+
+@compiled
+def _chars(positions, sizes, starts, ends):
+    """Characters from starts to ends, of which those beyond ASCII have some positions and sizes in bytes."""
+    chars = np.empty(len(starts), np.int64)
+    index, before = 0, 0
+    for i in range(len(starts)):
+        start, end = starts[i], ends[i]
+        if start < before:
+            index = np.searchsorted(positions, start)
+        while index < len(positions) and positions[index] < start:
+            index += 1
+        number = end - start
+        while index < len(positions) and positions[index] < end:
+            number -= sizes[index] - 1
+            index += 1
+        chars[i] = number
+        before = end
+    return chars
+
+
+@compiled
+def _threes(data, byte, starts, ends):
+    """How often a byte stands three times in a row."""
+    number = np.zeros(len(starts), np.int64)
+    for document in range(len(starts)):
+        run = 0
+        for at in range(starts[document], ends[document]):
+            run = run + 1 if data[at] == byte else 0
+            if run == 3:
+                number[document] += 1
+                run = 0
+    return number

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import alphabet
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.ranges import share
-from data_pipelines.stages.ranks import Ranks
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import GopherFilterConfig
 
@@ -19,11 +19,10 @@ def measure(config: GopherFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     """Words and their mean length; symbols for every word; shares of lines and of words; different stop words."""
     words, lines = texts.words(config.splitter), texts.text_lines
     number = words.per_document
-    letters = words.any((texts.kinds & alphabet.LETTER) != 0)
-    # Words of symbols alone have no length; every letter has a meaning.
-    without = np.flatnonzero(~letters)
-    meaning = Ranks((texts.kinds & alphabet.MEANING) != 0)
-    without = without[meaning.count(words.starts[without], words.ends[without]) == 0]
+    kinds = _kinds(texts.kinds, words.starts, words.ends, np.uint8(alphabet.LETTER))
+    letters = (kinds & alphabet.LETTER) != 0
+    # Words of symbols alone have no length.
+    without = np.flatnonzero((kinds & (alphabet.LETTER | alphabet.MEANING)) == 0)
     num_meaning = number - np.bincount(words.document[without], minlength=len(texts))
     chars_without = np.bincount(
         words.document[without], texts.chars(words.starts[without], words.ends[without]), len(texts)
@@ -38,19 +37,36 @@ def measure(config: GopherFilterConfig, texts: Texts) -> dict[str, pa.Array]:
         "bullet_line_share": pa.array(share(lines.sum(bullets), texts.num_text_lines)),
         "ellipsis_line_share": pa.array(share(lines.sum(ellipses), texts.num_text_lines)),
         "alphabetic_word_share": pa.array(share(words.sum(letters), number)),
-        "stop_words": pa.array(_different(config.stop_words, texts, words.hashes, words.document)),
+        "stop_words": pa.array(_different(*_lookup(config.stop_words), words.hashes, words.first)),
     }
 
 
-def _different(stop_words: tuple[str, ...], texts: Texts, hashes: np.ndarray, document: np.ndarray) -> np.ndarray:
-    """How many of the stop words are among the words of each document."""
-    wanted, shift, table = _lookup(stop_words)
-    which = table[(hashes >> shift).view(np.int64)]
-    rows = np.flatnonzero(which < len(wanted))
-    rows = rows[hashes[rows] == wanted[which[rows]]]
-    found = np.zeros((len(texts), len(wanted)), bool)
-    found[document[rows], which[rows]] = True
-    return found.sum(axis=1)
+@compiled
+def _kinds(flags, starts, ends, last):
+    """Flags of the bytes of each word, up to the first one that has `last`."""
+    found = np.empty(len(starts), np.uint8)
+    for word in range(len(starts)):
+        of_word = np.uint8(0)
+        for at in range(starts[word], ends[word]):
+            of_word |= flags[at]
+            if flags[at] & last:
+                break
+        found[word] = of_word
+    return found
+
+
+@compiled
+def _different(wanted, shift, table, hashes, first):
+    """How many of the stop words, of whose hashes `_lookup` made a table, are among the words of each document."""
+    number = np.zeros(len(first) - 1, np.int64)
+    found_in = np.full(len(wanted), -1)
+    for document in range(len(number)):
+        for word in range(first[document], first[document + 1]):
+            which = table[hashes[word] >> shift]
+            if which < len(wanted) and wanted[which] == hashes[word] and found_in[which] < document:
+                found_in[which] = document
+                number[document] += 1
+    return number
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pyarrow as pa
 
+from data_pipelines.stages.counting import count
 from data_pipelines.stages.ranges import Ranges, share
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import MathFilterConfig
@@ -19,7 +20,7 @@ _ACCENTED = np.array(sorted(map(ord, "üïöêäâîûôèéàÜÏÖÊÄÂÎÛÔ
 def measure(config: MathFilterConfig, texts: Texts) -> dict[str, pa.Array]:
     """Formulas between dollar signs, in LaTeX's brackets and MathML; LaTeX commands; symbols; accented letters."""
     formulas = np.zeros(len(texts), np.int64)
-    for document in np.flatnonzero(texts.count(texts.data == ord("$")) > 1).tolist():
+    for document in np.flatnonzero(count(texts.data, 0xFF, ord("$"), texts.starts, texts.ends) > 1).tolist():
         content = texts.raw[texts.starts[document] : texts.ends[document]]
         formulas[document] = len(_FORMULA.findall(content))
     slashes = np.flatnonzero(texts.data == ord("\\"))

@@ -5,12 +5,13 @@ import functools
 import numpy as np
 
 from data_pipelines.stages.buffer import Buffer
-from data_pipelines.stages.ranks import Ranks, Spread, overlapping
+from data_pipelines.stages.compiled import compiled
 
 # Odd, so that multiplication loses nothing; the fraction of the golden ratio (Knuth, TAOCP 3, 6.4), and another.
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _OTHER = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
+_NEAR = 32  # so many ranges are looked through one by one
 _FIRST_BYTES = np.array([(1 << 8 * i) - 1 for i in range(9)], np.uint64)
 
 
@@ -46,24 +47,13 @@ class Ranges:
         """Index of the document of each range."""
         return np.repeat(np.arange(len(self.texts)), self.per_document)
 
-    @functools.cached_property
-    def _starts_before(self) -> Ranks:
-        flags = np.zeros(len(self.texts.raw), bool)
-        flags[self.starts] = True
-        return Ranks(flags)
-
     def index(self, positions: np.ndarray) -> np.ndarray:
-        """Index of the first range that starts at or after each position."""
-        return self._starts_before.before(positions)
+        """Index of the first range that starts at or after each position; fast where these are in order."""
+        return _first_at_or_after(self.starts, positions)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
         """Sum of values or flags, one for each range, over the ranges of each document."""
-        if values.dtype == bool:
-            return Ranks(values).count(self.first[:-1], self.first[1:])
-        sums = np.zeros(len(self.texts), np.int64)
-        filled = np.flatnonzero(self.per_document)
-        sums[filled] = np.add.reduceat(values, self.first[filled]) if len(filled) else 0
-        return sums
+        return _sums(values, self.first)
 
     @functools.cached_property
     def bytes(self) -> np.ndarray:
@@ -71,48 +61,11 @@ class Ranges:
         return self.ends - self.starts
 
     @functools.cached_property
-    def _spread(self) -> Spread:
-        return Spread(self.starts, self.bytes)
-
-    def any(self, flags: np.ndarray) -> np.ndarray:
-        """Whether any of `flags`, one for each byte of the texts, is set in each range."""
-        return Ranks(flags).any(self._spread)
-
-    @functools.cached_property
     def hashes(self) -> np.ndarray:
         """uint64 hash of the bytes of each range, the same everywhere; up to eight bytes no two are equal."""
-        sizes = self.bytes
-        view = overlapping(self.texts.data)
-        hashes = sizes.view(np.uint64) * _OTHER
-        hashes ^= view[self.starts] & _FIRST_BYTES.take(np.minimum(sizes, 8))
-        hashes *= MULTIPLIER
-        hashes ^= hashes >> _HALF
-        # Of the longer ones the last eight bytes are added; of these up to 16 there are no others.
-        rows = np.flatnonzero(sizes > 8)
-        if len(rows) == 0:
-            return hashes
-        last = view[self.ends[rows] - 8]
-        last *= _OTHER
-        last ^= last >> _HALF
-        longer = np.flatnonzero(sizes[rows] > 16)
-        if len(longer):
-            last[longer] += self._between(rows[longer])
-        hashes[rows] += last * MULTIPLIER
-        return hashes
-
-    def _between(self, rows: np.ndarray) -> np.ndarray:
-        """Hashes of all but the first eight bytes of some ranges of more than 16: of every eight bytes, then summed."""
-        sizes = self.bytes[rows]
-        blocks = (sizes - 1) >> 3
-        firsts = np.cumsum(blocks) - blocks
-        number = np.arange(1, int(firsts[-1] + blocks[-1]) + 1) - np.repeat(firsts, blocks)
-        starts = np.repeat(self.starts[rows], blocks) + (number << 3)
-        left = np.repeat(self.ends[rows], blocks) - starts
-        content = overlapping(self.texts.data)[starts] & _FIRST_BYTES.take(np.minimum(left, 8))
-        content *= _OTHER
-        content ^= content >> _HALF
-        content *= powers(int(blocks.max()) + 1).take(number)
-        return np.add.reduceat(content, firsts)
+        data = self.texts.data
+        eights = np.ndarray((len(data) - 7,), np.dtype("<u8"), data, 0, (1,))  # that start at each byte
+        return _hashes(eights, self.starts, self.ends)
 
     def strings(self, rows: np.ndarray) -> list[str]:
         """The text of some ranges."""
@@ -122,16 +75,11 @@ class Ranges:
 
 
 class Words(Ranges):
-    """Words. `inside` is, for each byte of the texts, whether it is in a word."""
-
-    def __init__(self, texts: Buffer, starts: np.ndarray, ends: np.ndarray, inside: np.ndarray):
-        super().__init__(texts, starts, ends)
-        self.inside = inside
+    """Words, of which none touches the next one but where characters are words."""
 
     @functools.cached_property
     def _chars_before(self) -> np.ndarray:
-        inside = self.inside if self.texts.is_ascii else self.inside & ((self.texts.data & 0xC0) != 0x80)
-        return Ranks(inside).before(np.append(self.starts, self.texts.num_bytes))
+        return np.append(0, np.cumsum(self.texts.chars(self.starts, self.ends)))
 
     def chars_before(self, words: np.ndarray) -> np.ndarray:
         """Characters in all words before some words, of which one may be one past the last."""
@@ -165,27 +113,6 @@ def group(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, np.flatnonzero(np.append(True, new)[: len(keys)])
 
 
-def repeated(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where uint64 keys are that occur several times: equal ones together, in the order in which they came.
-
-    Returns their indices, and where in these each run of equal keys starts.
-    """
-    packed, low = _sorted(keys)
-    alike = np.zeros(len(keys) + 1, bool)  # as the one before
-    if len(keys):
-        alike[1:-1] = _alike(packed, low)
-    rows = np.flatnonzero(alike[1:] | alike[:-1])
-    order, first = (packed[rows] & low).view(np.int64), ~alike[rows]
-    ordered = keys[order]
-    if (first[1:] != (ordered[1:] != ordered[:-1])).any():
-        order, runs = group(keys)
-        sizes = np.diff(np.append(runs, len(keys)))
-        several = np.repeat(sizes > 1, sizes)
-        sizes = sizes[sizes > 1]
-        return order[several], np.cumsum(sizes) - sizes
-    return order, np.flatnonzero(first)
-
-
 def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.uint64]:
     """Sorted numbers, each of the upper bits of a hash of a key and its index; and a mask of the bits of the index.
 
@@ -202,3 +129,59 @@ def _sorted(keys: np.ndarray) -> tuple[np.ndarray, np.uint64]:
 def _alike(packed: np.ndarray, low: np.uint64) -> np.ndarray:
     """Whether each number but the first agrees with the one before in the bits that were sorted by."""
     return (packed[1:] ^ packed[:-1]) <= low
+
+
+@compiled
+def _hashes(eights, starts, ends):
+    """The first eight bytes, the last eight of more than that, and of more than 16 all others, eight by eight."""
+    hashes = np.empty(len(starts), np.uint64)
+    for i in range(len(starts)):
+        at, left = starts[i], ends[i] - starts[i]
+        value = np.uint64(left) * _OTHER
+        value ^= eights[at] & _FIRST_BYTES[min(left, 8)]
+        value *= MULTIPLIER
+        value ^= value >> _HALF
+        if left > 8:
+            longer = eights[ends[i] - 8] * _OTHER
+            longer ^= longer >> _HALF
+            if left > 16:
+                power = MULTIPLIER
+                while left > 8:
+                    at += 8
+                    left -= 8
+                    content = (eights[at] & _FIRST_BYTES[min(left, 8)]) * _OTHER
+                    content ^= content >> _HALF
+                    power *= MULTIPLIER
+                    longer += content * power
+            value += longer * MULTIPLIER
+        hashes[i] = value
+    return hashes
+
+
+@compiled
+def _first_at_or_after(starts, positions):
+    indices = np.empty(len(positions), np.int64)
+    index, before = 0, -1
+    for i in range(len(positions)):
+        position = positions[i]
+        if position < before:
+            index = 0
+        near = min(index + _NEAR, len(starts))
+        while index < near and starts[index] < position:
+            index += 1
+        if index == near < len(starts):
+            index += np.searchsorted(starts[index:], position)
+        indices[i] = index
+        before = position
+    return indices
+
+
+@compiled
+def _sums(values, first):
+    sums = np.zeros(len(first) - 1, np.int64)
+    for document in range(len(sums)):
+        total = 0
+        for i in range(first[document], first[document + 1]):
+            total += values[i]
+        sums[document] = total
+    return sums

@@ -5,13 +5,14 @@ from typing import assert_never
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Words, repeated, share
+from data_pipelines.stages.compiled import compiled
+from data_pipelines.stages.ranges import Ranges, share
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import RepetitionFilterConfig
 
 _TOP, _DUPLICATE = (2, 3, 4), (5, 6, 7, 8, 9, 10)
-_DOCUMENT = np.uint64(0xA0761D6478BD642F)  # odd; sets the n-grams of different documents apart
-_POSITIONS = 40  # bits of a position among the words of a batch
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd; see `ranges`
+_UPPER, _ONE = np.uint64(32), np.uint64(1)
 
 
 def measure(config: RepetitionFilterConfig, texts: Texts) -> dict[str, pa.Array]:
@@ -28,7 +29,7 @@ def measure(config: RepetitionFilterConfig, texts: Texts) -> dict[str, pa.Array]
             paragraphs = Repeats(texts.paragraphs, texts.paragraphs.num_words > 0)
             num_lines, extra = lines.number, 0
             whole = words.chars_before(words.first[1:]) - words.chars_before(words.first[:-1])
-            top, duplicate = _ngrams(words, covered=True)
+            covered = True
         case "datatrove":
             # A text that starts or ends with a line feed has an empty line there. Shares of n-grams are of all
             # characters; the top n-gram may occur once and has spaces; a duplicate n-gram is passed over as a whole.
@@ -41,9 +42,11 @@ def measure(config: RepetitionFilterConfig, texts: Texts) -> dict[str, pa.Array]
             num_lines = lines.number + edges[0] + edges[1]
             extra = edges[0] & edges[1]
             whole = texts.num_chars
-            top, duplicate = _ngrams(words, covered=False)
+            covered = False
         case _:
             assert_never(config.counting)
+    before = words.chars_before(np.arange(len(words) + 1))
+    top, duplicate = _ngrams(words.hashes, words.first, before, covered)
     return {
         "duplicate_line_share": pa.array(share(lines.times + extra, num_lines)),
         "duplicate_line_char_share": pa.array(share(lines.chars, texts.num_chars)),
@@ -61,7 +64,7 @@ class Repeats:
         rows = np.flatnonzero(counted)
         documents = parts.document[rows]
         self.number = np.bincount(documents, minlength=len(parts.texts))
-        again = np.delete(*repeated(parts.hashes[rows] + documents.astype(np.uint64) * _DOCUMENT))
+        again = occurred(parts.hashes[rows], np.searchsorted(documents, np.arange(len(parts.texts) + 1)))
         self.times = np.bincount(documents[again], minlength=len(parts.texts))
         again_rows = rows[again]
         chars = parts.texts.chars(parts.starts[again_rows], parts.ends[again_rows])
@@ -72,79 +75,108 @@ def _rows(values: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _ngrams(words: Words, *, covered: bool) -> tuple[np.ndarray, np.ndarray]:
+@compiled
+def _groups(keys, number, table, groups, counts):
+    """Of the first `number` keys, finds for each the index of the first equal one, and there how many are equal.
+
+    `table` must have twice as many places, a power of two.
+    """
+    places = 16
+    while places < 2 * number:
+        places *= 2
+    table[:places] = 0
+    for i in range(number):
+        key = keys[i]
+        place = ((key * _MULTIPLIER) >> _UPPER) & np.uint64(places - 1)
+        while table[place] != 0 and keys[table[place] - 1] != key:
+            place = (place + _ONE) & np.uint64(places - 1)
+        if table[place] == 0:
+            table[place] = i + 1
+            counts[i] = 0
+        groups[i] = table[place] - 1
+        counts[groups[i]] += 1
+
+
+@compiled
+def _room(first):
+    """A power of two that is at least twice the number of parts of any document."""
+    places = 16
+    for document in range(len(first) - 1):
+        while places < 2 * (first[document + 1] - first[document]):
+            places *= 2
+    return places
+
+
+@compiled
+def occurred(keys, first):
+    """Whether each key occurred before in its document; `first` is the index of the first one of each."""
+    again = np.zeros(len(keys), np.bool_)
+    places = _room(first)
+    table, groups, counts = np.empty(places, np.int32), np.empty(places, np.int32), np.empty(places, np.int32)
+    for document in range(len(first) - 1):
+        start, number = first[document], first[document + 1] - first[document]
+        _groups(keys[start : start + number], number, table, groups, counts)
+        for i in range(number):
+            again[start + i] = groups[i] != i
+    return again
+
+
+@compiled
+def _ngrams(hashes, first, before, covered):
     """Characters in the top n-grams and in the duplicate n-grams of each document, a column for each n.
 
-    `covered` counts each character in a duplicate n-gram once, and top n-grams without spaces; else as datatrove does.
+    Args:
+      hashes: of all words.
+      first: index of the first word of each document, and the number of words.
+      before: characters in all words before each, and in all.
+      covered: counts each character in a duplicate n-gram once, and top n-grams without spaces. Else as datatrove:
+        with spaces, any n-gram may be the top one, and reading goes on after a duplicate, so that what starts inside
+        of it is not seen.
     """
-    num_documents = len(words.texts)
-    top = np.zeros((num_documents, len(_TOP)))
-    duplicate = np.zeros((num_documents, len(_DUPLICATE)))
-    hashes, document = words.hashes, words.document
-    places = np.flatnonzero(document[:-1] == document[1:])
-    grams = ((hashes + document.astype(np.uint64) * _DOCUMENT)[:-1] * MULTIPLIER + hashes[1:])[places]
-    for n in range(2, _DUPLICATE[-1] + 1):
-        order, runs = repeated(grams)
-        sizes = np.diff(np.append(runs, len(order)))
-        if n in _TOP:
-            top[:, _TOP.index(n)] = _top(words, n, places[order[runs]], sizes, spaces=not covered)
-        several = np.zeros(len(places), bool)
-        several[order] = True
-        if n in _DUPLICATE and covered:
-            again = several.copy()
-            again[order[runs]] = False
-            duplicate[:, _DUPLICATE.index(n)] = _covered(words, n, places[again])
-        elif n in _DUPLICATE:
-            kinds = np.zeros(len(places), np.int64)
-            kinds[order] = np.repeat(np.arange(len(runs)), sizes)
-            duplicate[:, _DUPLICATE.index(n)] = _passed_over(words, n, places[several], kinds[several])
-        # An n-gram can only occur twice where its first and its last n - 1 words do.
-        candidates = np.flatnonzero(several[:-1] & several[1:] & (places[:-1] + 1 == places[1:]))
-        places = places[candidates]
-        grams = grams[candidates] * MULTIPLIER + hashes[places + n]
+    num_documents = len(first) - 1
+    top = np.zeros((num_documents, _TOP[-1] - _TOP[0] + 1))
+    duplicate = np.zeros((num_documents, _DUPLICATE[-1] - _DUPLICATE[0] + 1))
+    room = _room(first)
+    table, groups, counts = np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32)
+    grams, places, seen = np.empty(room, np.uint64), np.empty(room, np.int64), np.empty(room, np.bool_)
+    for document in range(num_documents):
+        start, end = first[document], first[document + 1]
+        number = max(end - start - 1, 0)
+        for i in range(number):
+            grams[i] = hashes[start + i] * _MULTIPLIER + hashes[start + i + 1]
+            places[i] = start + i
+        for n in range(2, _DUPLICATE[-1] + 1):
+            _groups(grams, number, table, groups, counts)
+            if n <= _TOP[-1]:
+                # The most frequent one, and of several the one that occurs first.
+                most, at = 1, start
+                for i in range(number):
+                    if groups[i] == i and counts[i] > most:
+                        most, at = counts[i], places[i]
+                if most > 1 or (not covered and end - start >= n):
+                    chars = before[at + n] - before[at]
+                    top[document, n - _TOP[0]] = most * (chars + (0 if covered else n - 1))
+            if n >= _DUPLICATE[0]:
+                total, reached = 0, 0
+                seen[:number] = False
+                for i in range(number):
+                    place = places[i]
+                    if covered:
+                        if groups[i] != i:
+                            total += before[place + n] - max(before[place], reached)
+                            reached = before[place + n]
+                    elif place >= reached:
+                        if seen[groups[i]]:
+                            total += before[place + n] - before[place]
+                            reached = place + n
+                        seen[groups[i]] = True
+                duplicate[document, n - _DUPLICATE[0]] = total
+            # An n-gram can only occur twice where its first and its last n - 1 words do.
+            left = 0
+            for i in range(number - 1):
+                if counts[groups[i]] > 1 and counts[groups[i + 1]] > 1 and places[i] + 1 == places[i + 1]:
+                    grams[left] = grams[i] * _MULTIPLIER + hashes[places[i] + n]
+                    places[left] = places[i]
+                    left += 1
+            number = left
     return top, duplicate
-
-
-def _top(words: Words, n: int, first: np.ndarray, sizes: np.ndarray, *, spaces: bool) -> np.ndarray:
-    """Characters of each document in its most frequent n-gram; among the most frequent, in the one that occurs first.
-
-    `first` is where each n-gram that occurs several times does so first, `sizes` how often.
-    """
-    lowest = np.uint64((1 << _POSITIONS) - 1)
-    best = np.zeros(len(words.texts), np.uint64)
-    if spaces:  # then the first n-gram is the top one where all occur once
-        best = np.where(words.per_document >= n, (1 << _POSITIONS) + lowest - words.first[:-1].astype(np.uint64), 0)
-    scores = (sizes.astype(np.uint64) << np.uint64(_POSITIONS)) + lowest - first.astype(np.uint64)
-    np.maximum.at(best, words.document[first], scores)
-    counts = (best >> np.uint64(_POSITIONS)).astype(np.int64)
-    at = np.where(counts > 0, (lowest - (best & lowest)).astype(np.int64), 0)
-    chars = words.chars_before(np.minimum(at + n, len(words))) - words.chars_before(at)
-    return counts * (chars + (n - 1) * spaces)
-
-
-def _covered(words: Words, n: int, places: np.ndarray) -> np.ndarray:
-    """Characters of each document in n-grams that start at `places`, each counted once."""
-    starts, ends = words.chars_before(places), words.chars_before(places + n)
-    starts[1:] = np.maximum(starts[1:], ends[:-1])
-    return np.bincount(words.document[places], ends - starts, len(words.texts))
-
-
-def _passed_over(words: Words, n: int, places: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Characters of each document in n-grams seen before, when reading goes on after such a one.
-
-    What starts inside of it is not seen. `places` are those of n-grams that occur several times, `kinds` which it is.
-    """
-    seen: set[int] = set()
-    again: list[int] = []
-    resume = 0
-    for place, kind in zip(places.tolist(), kinds.tolist(), strict=True):
-        if place < resume:
-            continue
-        if kind in seen:
-            again.append(place)
-            resume = place + n
-        else:
-            seen.add(kind)
-    found = np.array(again, np.int64)
-    chars = words.chars_before(found + n) - words.chars_before(found)
-    return np.bincount(words.document[found], chars, len(words.texts))

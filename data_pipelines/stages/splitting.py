@@ -41,14 +41,14 @@ def unicode(texts: Buffer) -> Words:
     cut = (alone[1:] & ((kinds[1:] & alphabet.CONTINUES) == 0)) | (alone[:-1] & ~alone[1:])
     starts = np.flatnonzero(word[1:] & (~word[:-1] | cut)) + 1
     ends = np.flatnonzero(word[:-1] & (~word[1:] | cut)) + 1
-    return Words(texts, starts, ends, word)
+    return Words(texts, starts, ends)
 
 
 def _runs(texts: Buffer, flags: np.ndarray) -> Words:
     """The bytes in a row whose flags are set."""
     edges = np.flatnonzero(flags[1:] != flags[:-1])
     edges += 1
-    return Words(texts, edges[0::2].copy(), edges[1::2].copy(), flags)
+    return Words(texts, edges[0::2].copy(), edges[1::2].copy())
 
 
 def datatrove(chunks: Words) -> Words:
@@ -65,7 +65,7 @@ def datatrove(chunks: Words) -> Words:
     starts = np.repeat(chunks.starts, counts) + cuts.offsets[np.repeat(first, counts) + within]
     stops = np.append(starts[1:], 0)[: len(starts)]
     stops[ends - 1] = chunks.ends
-    return Words(chunks.texts, starts, stops, chunks.inside)
+    return Words(chunks.texts, starts, stops)
 
 
 class _Cuts:

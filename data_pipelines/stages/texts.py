@@ -10,13 +10,16 @@ import pyarrow.compute as pc
 
 from data_pipelines.stages import alphabet, splitting
 from data_pipelines.stages.buffer import Buffer
-from data_pipelines.stages.ranges import MULTIPLIER, Ranges, Words, powers
-from data_pipelines.stages.ranks import Ranks
+from data_pipelines.stages.compiled import compiled
+from data_pipelines.stages.counting import count
+from data_pipelines.stages.ranges import Ranges, Words, powers
 from slmjax.config.filters import Splitter
 
 _PADDING = b"\n" * 8  # so that eight bytes can be read from any position
-_LINE = np.uint64(0xE7037ED1A0B428DB)  # odd
-_TWICE = np.uint64(2 * int(MULTIPLIER) % 2**64)
+_LINE, _PLACE = np.uint64(0xE7037ED1A0B428DB), np.uint64(0x3C6EF372FE94F82A)  # odd, even
+_MIX, _ONE = np.uint64(0x9E3779B97F4A7C15), np.uint64(1)
+_SHIFTS = np.uint64(29), np.uint64(31)
+_SPACE, _FEED = ord(" "), ord("\n")
 _RARE_BYTES = 6  # a word as long as that is rare
 _FREQUENT = b" etaoinsrhldcumfpgwybvkxjqz"  # in English, the most frequent first
 
@@ -41,29 +44,18 @@ class Lines(Ranges):
     @functools.cached_property
     def num_words(self) -> np.ndarray:
         """Words in each line; a blank line has none."""
-        return self.texts.words("whitespace").index(self.ends) - self.first_word
+        words = self.texts.words("whitespace")
+        return np.diff(self.first_word, append=words.index(self.ends[-1:]))
 
     @functools.cached_property
     def hashes(self) -> np.ndarray:
         """uint64 hash of the bytes of each line, from those of its words and their places in it."""
-        texts, words, filled = self.texts, self.texts.words("whitespace"), np.flatnonzero(self.num_words)
-        hashes = self.bytes.view(np.uint64) * _LINE
-        if len(filled):
-            first, number = self.first_word[filled], self.num_words[filled]
-            rows = slice(first[0], first[-1] + number[-1])
-            parts = words.starts[rows] - np.repeat(self.starts[filled], np.diff(np.append(first, rows.stop)))
-            parts = parts.view(np.uint64)
-            parts *= _TWICE  # places in the line become odd factors
-            parts += np.uint64(1)
-            parts *= words.hashes[rows]
-            parts ^= parts >> np.uint64(29)
-            hashes[filled] += np.add.reduceat(parts, first - first[0]) * _LINE
-        hashes *= MULTIPLIER
-        hashes ^= hashes >> np.uint64(31)
+        words = self.texts.words("whitespace")
+        which = (words.starts, words.ends, words.hashes, self.first_word, self.num_words)
+        hashes, spaced = _line_hashes(self.texts.data, self.starts, self.ends, *which)
         # Other white space than spaces is something to tell lines by.
-        other = ((texts.kinds & alphabet.SPACE) != 0) & (texts.data != ord(" ")) & (texts.data != ord("\n"))
-        odd = np.flatnonzero(Ranks(other).count(self.starts, self.ends))
-        hashes[odd] = Ranges(texts, self.starts[odd], self.ends[odd]).hashes
+        odd = np.flatnonzero(~spaced)
+        hashes[odd] = Ranges(self.texts, self.starts[odd], self.ends[odd]).hashes
         return hashes
 
     @functools.cached_property
@@ -118,7 +110,7 @@ class Lines(Ranges):
 
     def have_kind(self, kind: int) -> np.ndarray:
         """Whether each line has a character with a flag of `kinds`."""
-        return Ranks((self.texts.kinds & kind) != 0).count(self.starts, self.ends) > 0
+        return count(self.texts.kinds, kind, kind, self.starts, self.ends) > 0
 
     def contain(self, phrases: Sequence[str]) -> np.ndarray:
         """Whether each line has one of the phrases in it, the case of ASCII letters aside."""
@@ -220,21 +212,17 @@ class Texts(Buffer):
         starts, ends = (
             np.concatenate([edges[rows], self.starts[empty]])[order] for edges in (lines.starts, lines.ends)
         )
-        sizes, changed = ends - starts, np.zeros(len(order), bool)
         rows = np.concatenate([rows, np.full(len(empty), -1)])[order]
-        if contents:
-            changed = np.isin(rows, list(contents))
-            sizes[changed] = [len(contents[row]) for row in rows[changed].tolist()]
-        # Lines that follow each other are copied together with the line feeds between them.
-        apart = (starts[1:] != ends[:-1] + 1) | (self.data[ends[:-1]] != ord("\n")) | changed[1:] | changed[:-1]
-        first = np.append(True, apart)[: len(order)]
-        begins = np.flatnonzero(first)
-        last = np.append(begins[1:], len(order))[: len(begins)] - 1
-        edges = zip(rows[begins].tolist(), starts[begins].tolist(), ends[last].tolist(), strict=True)
-        parts = [contents[row] if row in contents else self.raw[start:end] for row, start, end in edges]
-        after = np.cumsum(sizes + 1)
+        # Those with other contents lie, so to speak, behind all of the data.
+        changed = np.flatnonzero(np.isin(rows, list(contents)))
+        others = [contents[row] for row in rows[changed].tolist()]
+        edges = len(self.data) + np.append(0, np.cumsum([len(content) for content in others], dtype=np.int64))
+        starts[changed], ends[changed] = edges[:-1], edges[1:]
+        others = np.frombuffer(b"".join(others), np.uint8)
+        after = np.cumsum(ends - starts + 1)
+        raw = _joined(self.data, others, starts, ends, len(_PADDING)).tobytes()
         ends = after[np.cumsum(np.maximum(number, 1)) - 1]
-        texts = Texts(_padded([b"\n".join([*parts, b""])]), np.append(1, ends[:-1] + 1)[: len(self)], ends)
+        texts = Texts(raw, np.append(1, ends[:-1] + 1)[: len(self)], ends)
         texts._word_hashes = self._hashes_in(lines, rows[rows >= 0], contents)
         return texts
 
@@ -250,8 +238,7 @@ class Texts(Buffer):
             there = [which[row] for row in rows[changed].tolist()]
             first[changed], number[changed] = len(hashes) + other.first[there], other.per_document[there]
             hashes = np.concatenate([hashes, other.hashes])
-        begins = np.cumsum(number) - number
-        return hashes[np.arange(int(number.sum())) + np.repeat(first - begins, number)]
+        return _parts(hashes, first, number)
 
     @functools.cached_property
     def array(self) -> pa.Array:
@@ -348,3 +335,52 @@ class Texts(Buffer):
                 return splitting.datatrove(self.words("whitespace"))
             case _:
                 assert_never(splitter)
+
+
+@compiled
+def _line_hashes(data, starts, ends, word_starts, word_ends, word_hashes, first_word, num_words):
+    """Of each line a hash, from those of its words and their places in it, and whether all between them are spaces."""
+    hashes, spaced = np.empty(len(starts), np.uint64), np.empty(len(starts), np.bool_)
+    for line in range(len(starts)):
+        total = np.uint64(0)
+        reached, only = starts[line], True
+        for word in range(first_word[line], first_word[line] + num_words[line]):
+            for at in range(reached, word_starts[word]):
+                only &= data[at] == _SPACE
+            reached = word_ends[word]
+            # Places in the line become odd factors.
+            part = np.uint64(word_starts[word] - starts[line]) * _PLACE + _ONE
+            part *= word_hashes[word]
+            total += part ^ (part >> _SHIFTS[0])
+        for at in range(reached, ends[line]):
+            only &= data[at] == _SPACE
+        spaced[line] = only
+        value = (np.uint64(ends[line] - starts[line]) * _LINE + total * _LINE) * _MIX
+        hashes[line] = value ^ (value >> _SHIFTS[1])
+    return hashes, spaced
+
+
+@compiled
+def _parts(values, first, number):
+    """Some values in a row from each of `first`, all together."""
+    parts = np.empty(number.sum(), values.dtype)
+    at = 0
+    for i in range(len(first)):
+        parts[at : at + number[i]] = values[first[i] : first[i] + number[i]]
+        at += number[i]
+    return parts
+
+
+@compiled
+def _joined(data, others, starts, ends, padding):
+    """A line feed, lines with line feeds after them, and padding; of `others` are those that start after all data."""
+    joined = np.full(1 + (ends - starts).sum() + len(starts) + padding, _FEED, np.uint8)
+    at = 1
+    for line in range(len(starts)):
+        start, length = starts[line], ends[line] - starts[line]
+        if start < len(data):
+            joined[at : at + length] = data[start : start + length]
+        else:
+            joined[at : at + length] = others[start - len(data) : start - len(data) + length]
+        at += length + 1
+    return joined

@@ -11,8 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.stages import alphabet
-from data_pipelines.stages.ranges import group, repeated
-from data_pipelines.stages.ranks import Ranks
+from data_pipelines.stages.counting import count
+from data_pipelines.stages.ranges import Ranges, group
+from data_pipelines.stages.repetition import occurred
 from data_pipelines.stages.texts import Texts
 
 # Characters on which the rules turn, more often than chance would have them.
@@ -111,8 +112,6 @@ def test_what_is_known_of_words(splitter, texts):
     flat = [word for document in found for word in document]
     assert words.per_document.tolist() == list(map(len, found))
     assert words.document.tolist() == [i for i, document in enumerate(found) for _ in document]
-    letters = words.any((words.texts.kinds & alphabet.LETTER) != 0)
-    assert letters.tolist() == [any(map(str.isalpha, word)) for word in flat]
     # Equal words, and no others, have equal hashes, in all batches.
     assert len(set(words.hashes.tolist())) == len(set(flat))
     again = Texts.of(list(reversed(texts))).words(splitter)
@@ -178,11 +177,33 @@ def test_flags_of_characters_are_pythons():
 
 
 @SETTINGS
-@given(st.lists(st.booleans(), max_size=300), st.data())
-def test_ranks_count(flags, data):
-    array = np.array(flags, bool)
-    cuts = data.draw(st.lists(st.integers(0, len(flags)), min_size=2, max_size=2).map(sorted))
-    assert Ranks(array).count(np.array(cuts[:1]), np.array(cuts[1:])).tolist() == [sum(flags[cuts[0] : cuts[1]])]
+@given(st.lists(st.integers(0, 255), max_size=300), st.integers(0, 255), st.data())
+def test_flags_are_counted(flags, mask, data):
+    array, places = np.array(flags, np.uint8), st.integers(0, len(flags))
+    value = data.draw(st.integers(0, 255)) & mask
+    starts, ends = zip(*data.draw(st.lists(st.tuples(places, places).map(sorted), min_size=1)), strict=True)
+    counts = count(array, mask, value, np.array(starts), np.array(ends))
+    assert counts.tolist() == [
+        sum(flag & mask == value for flag in flags[a:b]) for a, b in zip(starts, ends, strict=True)
+    ]
+
+
+@SETTINGS
+@given(st.lists(st.integers(0, 200), max_size=100).map(sorted), st.lists(st.integers(0, 220), max_size=50))
+def test_the_first_range_at_or_after_positions(starts, positions):
+    texts = Texts.of(["a" * 250])
+    ranges = Ranges(texts, np.array(starts, np.int64), np.array(starts, np.int64))
+    wanted = [sum(start < position for start in starts) for position in positions]
+    assert ranges.index(np.array(positions, np.int64)).tolist() == wanted
+
+
+@SETTINGS
+@given(st.lists(st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1), max_size=40), max_size=4))
+def test_keys_that_occurred_before_in_their_document(documents):
+    keys = np.array([key for document in documents for key in document], np.uint64)
+    first = np.append(0, np.cumsum([len(document) for document in documents], dtype=np.int64))
+    wanted = [key in document[:i] for document in documents for i, key in enumerate(document)]
+    assert occurred(keys, first).tolist() == wanted
 
 
 @SETTINGS
@@ -202,19 +223,6 @@ def test_group_of_keys_that_agree_in_what_is_sorted_by():
     keys = np.array([(low * inverse) % 2**64 for low in (1, 2, 1, 2, 3, 1)], np.uint64)
     order, runs = group(keys)
     assert sorted(part.tolist() for part in np.split(order, runs[1:])) == [[0, 2, 5], [1, 3], [4]]
-
-    order, runs = repeated(keys)
-    assert sorted(part.tolist() for part in np.split(order, runs[1:])) == [[0, 2, 5], [1, 3]]
-
-
-@SETTINGS
-@given(st.lists(st.integers(0, 5) | st.integers(0, 2**64 - 1), max_size=60))
-def test_keys_that_occur_several_times(keys):
-    order, runs = repeated(np.array(keys, np.uint64))
-    groups = [part.tolist() for part in np.split(order, runs[1:])] if len(order) else []
-    several = {key: [i for i, other in enumerate(keys) if other == key] for key in keys if keys.count(key) > 1}
-    assert {keys[part[0]]: part for part in groups} == several
-    assert len(groups) == len(several)
 
 
 @SETTINGS
