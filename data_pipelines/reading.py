@@ -12,7 +12,7 @@ import orjson
 
 from data_pipelines import tasks
 from data_pipelines.documents import Document, Shard, write_shards
-from data_pipelines.readers.inputs import InputFile, SourceConfig, list_inputs, units
+from data_pipelines.readers.inputs import InputFile, SourceConfig, check_read_once, list_inputs, units
 from data_pipelines.readers.items import Reject, Skip
 from data_pipelines.readers.sources import read_documents
 from data_pipelines.readers.spans import Lines, count_lines, cut, spans
@@ -61,12 +61,14 @@ RunStep = Callable[[str, Callable[[Any], tasks.Done], Sequence[tasks.Task]], lis
 def plan(config: PipelineConfig, root: Path, run_step: RunStep) -> list[ReadTask]:
     """Lists the inputs of every source, large files of lines cut into spans.
 
-    `run_step` runs the tasks of a step. Raises ValueError for a path that matches nothing.
+    `run_step` runs the tasks of a step. Raises ValueError for a path that matches nothing, or a file of two sources.
     """
+    outputs = root.resolve()
     found = [
-        [file for file in list_inputs(source) if not Path(file.address).is_relative_to(root.absolute())]
+        [file for file in list_inputs(source) if not Path(file.real_address).is_relative_to(outputs)]
         for source in config.sources
     ]
+    check_read_once(config.sources, found)
     for source, inputs in zip(config.sources, found, strict=True):
         if not inputs:
             raise ValueError(f"source {source.name}: all its files lie in output_dir, {root}, where none is read")

@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -56,6 +56,8 @@ _FORMATS: dict[str, Format] = {
     ".wet": "warc",
 }
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gz", ".zst": "zst"}
+# What says which text of a file is taken, where a source has it.
+_TAKEN = ("text_field", "messages_field", "instruction_field", "output_field", "instruction", "main_content")
 _INSTALLED_DIRECTORIES = {"site-packages", "dist-packages", "__pycache__"}
 _TEST_DIRECTORIES = {"test", "tests", "idle_test"}
 
@@ -88,6 +90,16 @@ class InputFile:
         """Whether several workers can read it, each a span of its lines."""
         return self.format == "jsonl" and self.compression is None and "://" not in self.address
 
+    @property
+    def real_address(self) -> str:
+        """The same for all paths of one file, which links, relative paths and `..` may be."""
+        return self.address if "://" in self.address else os.path.realpath(self.address)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether there is something to read, and the source wants it."""
+        return self.format != "not_a_file" and not self.skipped
+
     def open(self) -> Any:
         """A binary file, as a context manager."""
         if "://" not in self.address:  # fsspec would take x::y for an address in two parts
@@ -108,7 +120,7 @@ class InputFile:
 
 
 def list_inputs(source: SourceConfig | ExampleFilesConfig) -> list[InputFile]:
-    """Files of a source in order of their addresses.
+    """Files of a source in order of their addresses, each once, however many of its names the paths match.
 
     Raises:
       ValueError: a path that matches nothing or cannot be listed, or a package is absent that reading needs.
@@ -129,6 +141,22 @@ def list_inputs(source: SourceConfig | ExampleFilesConfig) -> list[InputFile]:
             return _list_paths(source.paths, "text", hidden=True, skip=skip)
         case _:
             return _list_paths(source.paths, source.format)
+
+
+def check_read_once(sources: Sequence[SourceConfig], inputs: Sequence[Sequence[InputFile]]) -> None:
+    """Raises ValueError where two sources take the same text of a file; `inputs` are the files of each."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for source, files in zip(sources, inputs, strict=True) if len(sources) > 1 else ():
+        taken = tuple(getattr(source, name, None) for name in _TAKEN)
+        for file in files:
+            if not file.is_read:
+                continue
+            whole = isinstance(source, FilesSourceConfig) and file.format == "text"
+            first = seen.setdefault((file.real_address, None if whole else taken[0], *taken[1:]), source.name)
+            if first != source.name:
+                raise ValueError(
+                    f"sources {first} and {source.name} both read {file.address}; name it in the paths of one of them"
+                )
 
 
 def units(inputs: Iterable[InputFile], unit_bytes: int) -> list[tuple[InputFile, ...]]:
@@ -179,6 +207,21 @@ def _list_paths(
             extras.check_hub()
         with _naming(path):
             found.update(_find(path, hidden=hidden))
+    inputs = _named(found, format_name, skip)
+    once: dict[tuple[bool, str], InputFile] = {}
+    for file in inputs:
+        real = file.real_address if file.is_read else file.address
+        if (file.is_read, real) not in once or file.address == real:
+            once[file.is_read, real] = file
+    if len(once) == len(inputs):
+        return inputs
+    return _named({file.address: found[file.address] for file in once.values()}, format_name, skip)
+
+
+def _named(
+    found: Mapping[str, _Found], format_name: Literal["auto"] | Format, skip: Callable[[str, int], str]
+) -> list[InputFile]:
+    """The files by their addresses, named without the directories that all of them have in common."""
     first, last = min(found).split("/"), max(found).split("/")
     pairs = zip(first[:-1], last[:-1], strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
