@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import hashed_words
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.hashed_words import Words
 from data_pipelines.stages.texts import Texts
 from slmjax import files
@@ -128,10 +129,10 @@ def whole_document(hashes: np.ndarray) -> np.ndarray:
 def _find(index: Index, words: Words) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where n-grams of the index start, among words, how many words each has, and its number."""
     prefix = int(index.prefix)
-    keys = hashed_words.runs(words.hashes, prefix)
-    maybe = np.flatnonzero(_are_set(index.bits, keys))
-    maybe = maybe[_are_set(index.bits, keys[maybe] * SECOND)]
-    maybe = maybe[_position(index.keys, keys[maybe]) >= 0]
+    shift = np.uint64(65 - (8 * len(index.bits)).bit_length())
+    factors = hashed_words.MULTIPLIER, hashed_words.power(prefix)
+    keys, maybe = _candidates(words.hashes, prefix, *factors, index.bits, shift)
+    maybe = maybe[_position(index.keys, keys) >= 0]
     ends = words.first[np.searchsorted(words.first, maybe, side="right")]  # of the documents
     found = [(np.zeros(0, np.int64),) * 3]
     for length in index.lengths.tolist():
@@ -146,11 +147,29 @@ def _find(index: Index, words: Words) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return places, lengths, grams
 
 
-def _are_set(bits: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Whether the bit that the upper bits of each key name is set."""
-    places = (keys >> np.uint64(64 - (8 * len(bits)).bit_length() + 1)).view(np.int64)
-    # The lowest byte has the place in the byte.
-    return ((bits[places >> 3] >> (places.astype(np.uint8) & np.uint8(7))) & np.uint8(1)).view(bool)
+@compiled
+def _is_set(bits: np.ndarray, place: np.uint64) -> bool:
+    return bits[place >> np.uint64(3)] >> (place & np.uint64(7)) & np.uint64(1) != np.uint64(0)
+
+
+@compiled
+def _candidates(
+    hashes: np.ndarray, n: int, multiplier: np.uint64, power: np.uint64, bits: np.ndarray, shift: np.uint64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `hashed_words.runs` that the filter lets through, and where they start.
+
+    `power` is the `n`-th of the multiplier; a hash shifted by `shift` is the number of a bit.
+    """
+    keys, places = np.empty(len(hashes), np.uint64), np.empty(len(hashes), np.int64)
+    number, total = 0, np.uint64(0)
+    for i in range(len(hashes)):
+        total = total * multiplier + hashes[i]
+        if i >= n:
+            total -= hashes[i - n] * power
+        if i >= n - 1 and _is_set(bits, total >> shift) and _is_set(bits, total * SECOND >> shift):
+            keys[number], places[number] = total, i - n + 1
+            number += 1
+    return keys[:number], places[:number]
 
 
 def _known(

@@ -1,16 +1,16 @@
 """Words of a whole batch of documents at once, as hashes and places in the text, without a Python object for any.
 
-The same on every machine and in every process. Speed comes from working on bytes: tables, eight bytes at a time.
+The same on every machine and in every process.
 """
 
 import dataclasses
 import functools
 import hashlib
-import sys
 
 import numpy as np
 
 from data_pipelines.stages import alphabet
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.texts import Texts
 
 # Odd constants with well mixed bits: Knuth's golden ratio (TAOCP 3, 6.4) and those of MurmurHash3's finaliser.
@@ -18,8 +18,9 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
 
-_FIRST_BYTES = np.array([(1 << 8 * used) - 1 for used in range(9)], np.uint64)
 _LONG_WORD = 64
+# Of a character: it separates words, it is a word, its code point without letter case.
+_SEPARATES, _ALONE, _POINT = 1 << 30, 1 << 29, (1 << 29) - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,17 +45,6 @@ class Words:
         """Words of each document."""
         return np.diff(self.first)
 
-    def select(self, chosen: np.ndarray) -> "Words":
-        """Some of the words, by a mask."""
-        before = np.concatenate([[0], np.cumsum(chosen)])
-        return dataclasses.replace(
-            self,
-            hashes=self.hashes[chosen],
-            starts=self.starts[chosen],
-            ends=self.ends[chosen],
-            first=before[self.first],
-        )
-
 
 def split(texts: Texts, *, punctuation: bool) -> Words:
     """Splits documents into words; letter case never matters.
@@ -65,19 +55,12 @@ def split(texts: Texts, *, punctuation: bool) -> Words:
         otherwise words are runs of letters, marks, digits and underscores. In scripts without spaces every character
         is a word.
     """
-    plain = np.frombuffer(texts.raw.translate(_ascii(punctuation)), np.uint8)
-    touching = np.zeros(0, np.int64)
-    if texts.beyond is not None:
-        plain, alone = _beyond_ascii(plain, texts.beyond, punctuation)
-        # Where one word ends and the next starts without a separator.
-        touching = np.unique(alone[(plain[alone] != 32) & (plain[alone - 1] != 32)])
-    inside = plain != 32  # the text begins and ends with separators
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    starts, ends = edges[::2].copy(), edges[1::2].copy()
-    if len(touching):
-        starts, ends = np.sort(np.concatenate([starts, touching])), np.sort(np.concatenate([ends, touching]))
+    starts, ends, hashes, plain = _split(texts.data, _characters(punctuation))
+    for word in np.flatnonzero(ends - starts > _LONG_WORD):  # such as encoded images
+        digest = hashlib.blake2b(plain[starts[word] : ends[word]].tobytes(), digest_size=8).digest()
+        hashes[word] = int.from_bytes(digest, "little")
     first = np.append(np.searchsorted(starts, texts.starts), len(starts))
-    return Words(texts=texts, hashes=_hashes(plain, starts, ends), starts=starts, ends=ends, first=first)
+    return Words(texts=texts, hashes=hashes, starts=starts, ends=ends, first=first)
 
 
 @functools.lru_cache(maxsize=1)
@@ -99,32 +82,22 @@ def mix(values: np.ndarray) -> np.ndarray:
 def runs(hashes: np.ndarray, n: int) -> np.ndarray:
     """Hash of every `n` words in a row, from those of the words; it depends on their order. Use its upper bits.
 
-    That of words 0 to n - 1 is sum_i hashes[i] * C**(n - 1 - i) mod 2**64. Runs double in length, so that the cost is
-    that of log2(n) steps.
+    That of words 0 to n - 1 is sum_i hashes[i] * C**(n - 1 - i) mod 2**64.
     """
     if len(hashes) < n:
         return np.zeros(0, np.uint64)
-    total, covered = None, 0  # of the words from the last bit of n up
-    doubled, length = hashes, 1
-    for bit in range(n.bit_length()):
-        if n >> bit & 1:
-            if total is None:
-                total, covered = doubled, length
-            else:  # `length` words, then the `covered` ones
-                count = len(hashes) - length - covered + 1
-                joined = doubled[:count] * _power(covered)
-                joined += total[length : length + count]
-                total, covered = joined, length + covered
-        if n >> (bit + 1):
-            twice = doubled[:-length] * _power(length)
-            twice += doubled[length:]
-            doubled, length = twice, 2 * length
-    assert total is not None
-    return total
+    return runs_within(hashes, np.array([0]), np.array([len(hashes)]), n)[0]
+
+
+def runs_within(hashes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `runs` in each range of words, and how many each has: of fewer words than `n`, all together are one."""
+    counts = np.minimum(np.maximum(ends - starts - n + 1, 1), ends - starts)
+    return _runs(hashes, starts, ends, n, power(n), int(counts.sum())), counts
 
 
 @functools.cache
-def _power(exponent: int) -> np.uint64:
+def power(exponent: int) -> np.uint64:
+    """The multiplier to some power, mod 2**64."""
     return np.uint64(pow(int(MULTIPLIER), exponent, 1 << 64))
 
 
@@ -145,81 +118,88 @@ def run_starts(first: np.ndarray, n: int) -> np.ndarray:
     return np.flatnonzero(inside)
 
 
-def _hashes(plain: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Hash of the bytes [start, end) for each word; no byte is zero, and eight or more follow the last word."""
-    eights = np.ndarray((len(plain) - 7,), "<u8", buffer=plain, strides=(1,))  # eight bytes from every place
-    lengths = ends - starts
-    hashes = eights[starts]
-    hashes &= _FIRST_BYTES[np.minimum(lengths, 8)]
-    _mix_word(hashes)
-    longer = np.flatnonzero(lengths > 8)
-    longest = longer[lengths[longer] > _LONG_WORD]
-    at, rest, mixed = starts[longer], lengths[longer], hashes[longer]
-    for _ in range(8, _LONG_WORD, 8):
-        at += 8
-        rest -= 8
-        mixed += eights[at] & _FIRST_BYTES[np.minimum(rest, 8)]
-        _mix_word(mixed)
-        hashes[longer] = mixed
-        more = rest > 8
-        longer, at, rest, mixed = longer[more], at[more], rest[more], mixed[more]
-    for word in longest:  # such as encoded images: not a round for every eight bytes
-        digest = hashlib.blake2b(plain[starts[word] : ends[word]].tobytes(), digest_size=8).digest()
-        hashes[word] = int.from_bytes(digest, "little")
-    return hashes
+@compiled
+def _split(data: np.ndarray, characters: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Starts, ends and hashes of words in UTF-8 that ends with nine separators, and its bytes without letter case.
+
+    A hash takes in eight bytes at a time, the lowest first, by bijections: sums of hashes times odd numbers have all
+    bits of all words in their upper bits.
+    """
+    edges, plain = np.empty(len(data) + 1, np.int64), np.empty(len(data), np.uint8)
+    number, inside, unknown = np.uint64(0), False, len(characters) - 1
+    for position in range(len(data)):
+        byte = data[position]
+        if byte < 0x80:  # no branch for the ends of words, which a processor cannot foretell
+            plain[position] = characters[byte]
+            edges[number] = position
+            number += np.uint64((characters[byte] < _SEPARATES) != inside)
+            inside = characters[byte] < _SEPARATES
+        elif byte >= 0xC0:
+            size = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2
+            point = np.int64(byte) & (0x7F >> size)
+            for i in range(1, size):
+                point = point << 6 | np.int64(data[position + i]) & 0x3F
+            character = np.int64(characters[min(point, unknown)])
+            word = character < _SEPARATES and not character & _ALONE
+            edges[number] = position
+            number += np.uint64(word != inside)
+            inside = word
+            if character & _ALONE:
+                edges[number], edges[number + np.uint64(1)] = position, position + size
+                number += np.uint64(2)
+            small = character & _POINT if point < unknown else point
+            for i in range(size - 1, 0, -1):
+                plain[position + i] = 0x80 | small & 0x3F
+                small >>= 6
+            plain[position] = (0xFF00 >> size) & 0xFF | small
+    words = np.int64(number) // 2
+    starts, ends, hashes = np.empty(words, np.int64), np.empty(words, np.int64), np.empty(words, np.uint64)
+    for word in range(words):
+        position, end, value = edges[2 * word], edges[2 * word + 1], np.uint64(0)
+        starts[word], ends[word] = position, end
+        while position < end:
+            part = np.uint64(0)
+            for i in range(8):
+                part |= np.uint64(plain[np.uint64(position + i)]) << np.uint64(8 * i)
+            position += 8
+            if position > end:
+                part = part << np.uint64(8 * (position - end)) >> np.uint64(8 * (position - end))
+            value = (value + part) * MULTIPLIER
+            value ^= value >> _SHIFT
+        hashes[word] = value
+    return starts, ends, hashes, plain
 
 
-def _mix_word(values: np.ndarray) -> None:
-    """A bijection; sums of such values times odd numbers have all bits of all words in their upper bits."""
-    values *= MULTIPLIER
-    values ^= values >> _SHIFT
+@compiled
+def _runs(
+    hashes: np.ndarray, starts: np.ndarray, ends: np.ndarray, n: int, power: np.uint64, number: int
+) -> np.ndarray:
+    """`number` hashes of `n` words in a row; `power` is the `n`-th of the multiplier."""
+    runs, done = np.empty(number, np.uint64), 0
+    for row in range(len(starts)):
+        some = hashes[starts[row] : ends[row]]
+        size, total = min(n, len(some)), np.uint64(0)
+        for i in range(len(some)):
+            total = total * MULTIPLIER + some[i]
+            if i >= size:
+                total -= some[i - size] * power
+            if i >= size - 1:
+                runs[done] = total
+                done += 1
+    return runs
 
 
 @functools.cache
-def _ascii(punctuation: bool) -> bytes:
-    """Table of bytes: capital letters become small, what separates words becomes a space; others stay."""
-    kinds = np.frombuffer(alphabet.KINDS.ascii, np.uint8)[:128]
-    small = np.frombuffer(bytes(range(256)).lower(), np.uint8).copy()
-    small[:128][_separates(kinds, punctuation)] = 32
-    return small.tobytes()
-
-
-def _separates(kinds: np.ndarray, punctuation: bool) -> np.ndarray:
-    return (kinds & alphabet.SPACE) != 0 if punctuation else (kinds & alphabet.WORD) == 0
-
-
-@functools.cache
-def _small() -> np.ndarray:
-    """Every code point without letter case where that is as long in UTF-8, else itself."""
-    points = np.arange(len(alphabet.KINDS.all), dtype=np.uint32)
-    for point in (point for point in range(0x80, len(points)) if not 0xD800 <= point < 0xE000):
+def _characters(punctuation: bool) -> np.ndarray:
+    """int32 of each code point: as it is without letter case, where that is as long in UTF-8, and flags."""
+    kinds = alphabet.KINDS.all
+    points = np.arange(len(kinds), dtype=np.int32)
+    for point in (point for point in range(len(points) - 1) if not 0xD800 <= point < 0xE000):
         character = chr(point)
         lower = character.lower()
         if len(lower) == 1 and len(lower.encode()) == len(character.encode()):
             points[point] = ord(lower)
+    separates = (kinds & alphabet.SPACE) != 0 if punctuation else (kinds & alphabet.WORD) == 0
+    points[separates] |= _SEPARATES
+    points[~separates & ((kinds & alphabet.IDEOGRAPH) != 0)] |= _ALONE
     return points
-
-
-def _beyond_ascii(plain: np.ndarray, found: alphabet.Beyond, punctuation: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes with characters beyond ASCII without letter case, separators as spaces; and where words must start."""
-    plain = plain.copy()
-    last = len(alphabet.KINDS.all) - 1  # of all unknown characters
-    points = np.minimum(found.points, last)
-    kinds, small = alphabet.KINDS.all[points], _small()[points]
-    separates = _separates(kinds, punctuation)
-    alone = ~separates & ((kinds & alphabet.IDEOGRAPH) != 0)
-    changed = (small != points) & (points < last)
-    for size in (2, 3, 4):
-        here = found.sizes == size
-        separators = found.positions[here & separates]
-        capitals, values = found.positions[here & changed], small[here & changed]
-        for i in reversed(range(size)):
-            plain[separators + i] = 32
-            mark = 0x80 if i else (0xFF00 >> size) & 0xFF
-            plain[capitals + i] = mark | (values & np.uint32(0x3F if i else 0x7F >> size))
-            values = values >> np.uint32(6)
-    edges = [found.positions[alone], found.positions[alone] + found.sizes[alone]]
-    return plain, np.concatenate(edges)
-
-
-assert sys.byteorder == "little", "words are hashed eight bytes at a time, the lowest first"

@@ -1,7 +1,6 @@
 """In which language a document is, from a sample of it: the naive Bayes model of `py3langid`, a whole batch at once.
 
-Lui and Baldwin 2012 (langid.py): byte n-grams are found by an automaton whose state depends on the last few bytes only.
-So it is run on many short pieces of the samples side by side, each from a few bytes before its start.
+Lui and Baldwin 2012 (langid.py): byte n-grams are found by an automaton.
 """
 
 import dataclasses
@@ -12,10 +11,10 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import LanguageFilterConfig
 
-_PIECE = 48  # bytes that the automaton reads one after the other
 UNKNOWN = "und"  # ISO 639-2: undetermined
 
 
@@ -29,7 +28,6 @@ class _Model:
       next_states: for each row and byte.
       rows: of each state, times 256.
       features: that are found on reaching each state; -1 for none.
-      memory: bytes that decide on a state.
       weights: log-probability of each feature in each class.
       priors: log-probability of each class.
     """
@@ -39,7 +37,6 @@ class _Model:
     next_states: np.ndarray
     rows: np.ndarray
     features: np.ndarray
-    memory: int
     weights: np.ndarray
     priors: np.ndarray
 
@@ -97,64 +94,48 @@ def _model() -> _Model:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     loaded = LanguageIdentifier.from_model_file(MODEL_FILE)
-    rows = np.asarray(loaded.tk_row).astype(np.int64) << 8
-    next_states = np.asarray(loaded.tk_nextmove)
     languages = list(loaded.nb_classes)
     return _Model(
         languages=languages,
         aliases=[(languages.index(language), i) for i, language in enumerate(languages) if language in languages[:i]],
-        next_states=next_states,
-        rows=rows,
+        next_states=np.asarray(loaded.tk_nextmove),
+        rows=np.asarray(loaded.tk_row).astype(np.int64) << 8,
         features=np.asarray(loaded.tk_output, np.int32),
-        memory=_depth(next_states, rows),
         weights=loaded.nb_ptc.astype(np.float32),
         priors=loaded.nb_pc.astype(np.float32),
     )
 
 
-def _depth(next_states: np.ndarray, rows: np.ndarray) -> int:
-    """Bytes after which every state can be reached from the first one."""
-    reached = np.zeros(len(rows), bool)
-    reached[0] = True
-    fresh, depth = np.array([0]), 0
-    while True:
-        following = np.zeros(len(rows), bool)
-        for some in np.array_split(fresh, -(-len(fresh) // 4096)):  # few enough for a processor's cache
-            following[next_states[rows[some][:, None] + np.arange(256)]] = True
-        fresh = np.flatnonzero(following & ~reached)
-        if len(fresh) == 0:
-            return depth
-        reached[fresh] = True
-        depth += 1
-
-
 def _count_features(model: _Model, samples: list[bytes]) -> list[tuple[np.ndarray, np.ndarray]]:
     """The features of each sample, and how often each occurs."""
     sizes = np.array([len(sample) for sample in samples], np.int64)
-    pieces = -(-sizes // _PIECE)
-    padded = [sample.ljust(size, b"\0") for sample, size in zip(samples, (pieces * _PIECE).tolist(), strict=True)]
-    data = np.frombuffer(b"".join([*padded, bytes(_PIECE)]), np.uint8)
-    columns = data.reshape(-1, _PIECE)[:-1].T.astype(np.int64, order="C")
-    document = np.repeat(np.arange(len(samples)), pieces)
-    number = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    left = sizes[document] - number * _PIECE
-    states = np.zeros(len(document), np.int64)
-    found = np.empty((_PIECE, len(document)), np.int32)
-    for step in range(-model.memory, _PIECE):
-        if step < 0:  # the end of the piece before
-            states[1:] = model.next_states.take(model.rows.take(states[1:]) + columns[step, :-1])
-        else:
-            states = model.next_states.take(model.rows.take(states) + columns[step])
-            found[step] = model.features.take(states)
-        if step == -1:
-            states[number == 0] = 0  # the first piece of a sample starts in the first state
-    found[np.arange(_PIECE)[:, None] >= left] = -1
-    at = np.flatnonzero(found >= 0)
-    keys = (document.astype(np.uint64) << np.uint64(32)).take(at % max(len(document), 1))
-    keys |= found.reshape(-1).take(at).astype(np.uint64)
-    keys.sort()
-    runs = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
-    counts = np.diff(np.append(runs, len(keys)))
-    features = (keys[runs] & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    edges = np.searchsorted(keys[runs], np.arange(len(samples) + 1, dtype=np.uint64) << np.uint64(32)).tolist()
+    data = np.frombuffer(b"".join(samples), np.uint8)
+    keys = _find(data, np.cumsum(sizes) - sizes, sizes, model.next_states, model.rows, model.features)
+    keys, counts = np.unique(keys, return_counts=True)
+    edges = np.searchsorted(keys, np.arange(len(samples) + 1, dtype=np.uint64) << np.uint64(32)).tolist()
+    features = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
     return [(features[a:b], counts[a:b]) for a, b in itertools.pairwise(edges)]
+
+
+@compiled
+def _find(
+    data: np.ndarray,
+    starts: np.ndarray,
+    sizes: np.ndarray,
+    next_states: np.ndarray,
+    rows: np.ndarray,
+    features: np.ndarray,
+) -> np.ndarray:
+    """The features in samples of so many bytes: numbers of the sample and, in the lower half, the feature."""
+    found, number = np.empty(len(data), np.uint64), np.uint64(0)
+    states, longest = np.zeros(len(sizes), np.uint32), 0
+    for size in sizes:
+        longest = max(longest, size)
+    for step in range(longest):  # of all samples, since every state waits for memory
+        for sample in range(len(sizes)):
+            if step < sizes[sample]:
+                state = next_states[rows[states[sample]] + data[starts[sample] + step]]
+                states[sample] = state
+                found[number] = np.uint64(sample) << np.uint64(32) | np.uint64(features[state])
+                number += np.uint64(features[state] >= 0)
+    return found[:number]

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.stages import hashed_words
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.texts import Texts
 from slmjax.config import NearDedupConfig
 
-# N-grams and permutations at a time, so that their products stay in a processor's cache.
-_BLOCK, _PERMUTATIONS = 16384, 7
+_HALF = np.uint64(32)
 
 
 def measure(config: NearDedupConfig, texts: Texts) -> dict[str, pa.Array]:
     """Number of n-grams of each document, and a 64-bit hash of each band of its signature (0 where it has no words)."""
     grams, counts = ngrams(config, hashed_words.of(texts))
-    signatures = sign(np.ascontiguousarray(grams.view(np.uint32)[1::2]), counts, _multipliers(config))
+    signatures = sign((grams >> _HALF).astype(np.uint32), counts, _multipliers(config))
     bands = signatures.reshape(len(texts), config.bands, config.rows).astype(np.uint64)
     hashes = np.arange(1, config.bands + 1, dtype=np.uint64) + np.zeros((len(texts), 1), np.uint64)
     for row in range(config.rows):
@@ -35,21 +35,11 @@ def measure(config: NearDedupConfig, texts: Texts) -> dict[str, pa.Array]:
 
 def ngrams(config: NearDedupConfig, split: hashed_words.Words) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the n-grams of all documents, and how many each has: of fewer words than n, all together are one."""
-    in_limit = split.starts - np.repeat(split.texts.starts, split.counts) < config.signature_bytes
-    if not in_limit.all():
-        split = split.select(in_limit)
-    hashes = hashed_words.runs(split.hashes, config.ngram)[hashed_words.run_starts(split.first, config.ngram)]
-    counts = np.maximum(split.counts - config.ngram + 1, 0)
-    for length in range(1, min(config.ngram, int(split.counts.max(initial=0)) + 1)):
-        (short,) = np.nonzero(split.counts == length)
-        if len(short):
-            columns = [split.hashes[split.first[short] + i] for i in range(length)]
-            together = hashed_words.runs(np.stack(columns, axis=1).reshape(-1), length)[::length]
-            hashes = np.insert(hashes, np.concatenate([[0], np.cumsum(counts)])[short], together)
-            counts[short] = 1
-    return hashes, counts
+    limits = np.searchsorted(split.starts, split.texts.starts + config.signature_bytes)
+    return hashed_words.runs_within(split.hashes, split.first[:-1], np.minimum(split.first[1:], limits), config.ngram)
 
 
+@compiled
 def sign(hashes: np.ndarray, counts: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
     """Least permuted hash of each document under each permutation, uint32[documents, permutations].
 
@@ -58,23 +48,15 @@ def sign(hashes: np.ndarray, counts: np.ndarray, multipliers: np.ndarray) -> np.
       counts: of each document; one without hashes has 2**32 - 1 everywhere.
       multipliers: uint32, odd.
     """
-    signatures = np.full((len(counts), len(multipliers)), np.uint32(0xFFFFFFFF))
-    filled = np.flatnonzero(counts)
-    if len(filled) == 0:
-        return signatures
-    first = (np.cumsum(counts) - counts)[filled]
-    pieces = np.union1d(first, np.arange(0, len(hashes), _BLOCK))  # of one document and one block
-    least = np.empty((len(multipliers), len(pieces)), np.uint32)
-    products = np.empty((_PERMUTATIONS, _BLOCK), np.uint32)
-    for begin in range(0, len(hashes), _BLOCK):
-        block = hashes[begin : begin + _BLOCK]
-        low, high = np.searchsorted(pieces, [begin, begin + len(block)])
-        for k in range(0, len(multipliers), _PERMUTATIONS):
-            some = multipliers[k : k + _PERMUTATIONS, None]
-            out = products[: len(some), : len(block)]
-            np.multiply(some, block[None, :], out=out)
-            least[k : k + len(some), low:high] = np.minimum.reduceat(out, pieces[low:high] - begin, axis=1)
-    signatures[filled] = np.minimum.reduceat(least, np.searchsorted(pieces, first), axis=1).T
+    signatures, end = np.empty((len(counts), len(multipliers)), np.uint32), 0
+    for document, count in enumerate(counts):
+        start, end = end, end + count
+        some = hashes[start:end]
+        for k, multiplier in enumerate(multipliers):
+            least = np.uint32(0xFFFFFFFF)
+            for i in range(len(some)):
+                least = min(least, np.uint32(some[i] * multiplier))
+            signatures[document, k] = least
     return signatures
 
 

@@ -1,5 +1,6 @@
 """Exact duplicates are found across shards, the right one is kept and named, whatever the pieces are."""
 
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from data_pipelines import deduplicate
 from data_pipelines.deduplicate import buckets
 from data_pipelines.documents import Document, write_shards
+from data_pipelines.stages import exact
+from data_pipelines.stages.texts import Texts
 from slmjax.config import ExactDedupConfig, LengthFilterConfig
 
 fuzzed = settings(deadline=None, max_examples=40)
@@ -45,6 +48,14 @@ def test_one_of_equal_documents_is_kept(texts, survivor, shard_bytes):
         best = min((j for j in range(len(texts)) if plain(texts[j]) == plain(text)), key=order)
         expected.append(None if best == i else best)
     assert kept(texts, survivor=survivor, shard_bytes=shard_bytes) == expected
+
+
+@fuzzed
+@given(st.lists(st.text("aAzZ1. \n\t\x1f\x85\xa0Ääß\u3000日🙂𐐀𐐨\U000e0041", max_size=30), max_size=5))
+def test_digests_are_of_the_text_without_letter_case_and_white_space(texts):
+    plain = ["".join(text.lower().split()).encode() for text in texts]
+    expected = [hashlib.sha256(content).digest()[:16] for content in plain]
+    assert exact.measure(Texts.of(texts))["digest"].to_pylist() == expected
 
 
 @fuzzed

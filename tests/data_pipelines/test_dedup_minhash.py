@@ -31,10 +31,9 @@ def ngrams(config: NearDedupConfig, texts: list[str]) -> list[set[int]]:
 @given(
     counts=st.lists(st.integers(0, 12), min_size=1, max_size=8),
     permutations=st.integers(1, 20),
-    block=st.integers(1, 9),
     seed=st.integers(0, 2**32),
 )
-def test_signatures_are_those_of_a_plain_loop(counts, permutations, block, seed):
+def test_signatures_are_those_of_a_plain_loop(counts, permutations, seed):
     rng = np.random.default_rng(seed)
     hashes = rng.integers(0, 2**32, sum(counts), dtype=np.uint32)
     multipliers = rng.integers(0, 2**32, permutations, dtype=np.uint32) | np.uint32(1)
@@ -42,9 +41,7 @@ def test_signatures_are_those_of_a_plain_loop(counts, permutations, block, seed)
     for document in np.split(hashes, np.cumsum(counts)[:-1]):
         products = [[x * a % 2**32 for x in document.tolist()] for a in multipliers.tolist()]
         expected.append([min(row, default=2**32 - 1) for row in products])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minhash, "_BLOCK", block)  # documents that cross blocks, and blocks of several documents
-        assert minhash.sign(hashes, np.array(counts), multipliers).tolist() == expected
+    assert minhash.sign(hashes, np.array(counts), multipliers).tolist() == expected
 
 
 def test_ngrams_are_words_in_a_row_and_all_words_of_a_shorter_document():

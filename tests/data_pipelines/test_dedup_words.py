@@ -1,5 +1,6 @@
-"""Words of a whole batch, by arrays, are those that a plain loop over characters finds; equal words hash alike."""
+"""Words of a whole batch of bytes are those that a plain loop over characters finds; equal words hash alike."""
 
+import hashlib
 import unicodedata
 
 import numpy as np
@@ -67,6 +68,24 @@ def small(word: str) -> str:
     )
 
 
+@pytest.mark.parametrize("punctuation", [True, False])
+@fuzzed
+@given(documents=st.lists(st.text(CHARACTERS, max_size=80) | st.text("aÉ中", max_size=90) | st.text(), max_size=6))
+def test_hashes_are_those_of_a_plain_loop(punctuation, documents):
+    spelled, words = found(documents, punctuation=punctuation)
+    assert words.hashes.tolist() == [plain_hash(word) for part in spelled for word in part]
+
+
+def plain_hash(word: str) -> int:
+    content, value = small(word).encode(), 0
+    if len(content) > 64:
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    for i in range(0, len(content), 8):
+        value = (value + int.from_bytes(content[i : i + 8], "little")) * PRIME % 2**64
+        value ^= value >> 33
+    return value
+
+
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 15, 16, 17, 63, 64, 65, 66, 1000])
 def test_every_byte_of_a_long_word_counts(length):
     word = "".join(chr(ord("a") + i % 26) for i in range(length))
@@ -94,6 +113,17 @@ def test_runs_are_polynomials_of_the_words_in_them(values, n):
 
 
 @fuzzed
+@given(st.lists(st.lists(st.integers(0, 2**64 - 1), max_size=9), max_size=5), st.integers(1, 12))
+def test_runs_within_documents_are_of_all_words_where_these_are_too_few(documents, n):
+    edges = np.cumsum([0, *map(len, documents)])
+    hashes = np.array([value for values in documents for value in values], np.uint64)
+    expected = [hashed_words.runs(np.array(values, np.uint64), min(n, len(values))) for values in documents if values]
+    values, counts = hashed_words.runs_within(hashes, edges[:-1], edges[1:], n)
+    assert values.tolist() == [value for part in expected for value in part.tolist()]
+    assert counts[counts > 0].tolist() == [len(part) for part in expected]
+
+
+@fuzzed
 @given(st.integers(0, 2**64 - 1))
 def test_mixing_is_that_of_murmurhash(value):
     mixed = value
@@ -108,18 +138,6 @@ def test_runs_stay_within_documents(counts, n):
     first = np.cumsum([0, *counts])
     expected = [start + i for start, count in zip(first, counts, strict=False) for i in range(count - n + 1)]
     assert hashed_words.run_starts(first, n).tolist() == expected
-
-
-@fuzzed
-@given(documents=texts, mask=st.lists(st.booleans()))
-def test_some_of_the_words(documents, mask):
-    spelled, words = found(documents, punctuation=False)
-    chosen = np.array([mask[i % len(mask)] if mask else True for i in range(len(words.hashes))], bool)
-    some = words.select(chosen)
-    assert some.counts.sum() == chosen.sum()
-    assert some.hashes.tolist() == words.hashes[chosen].tolist()
-    inside = iter(chosen.tolist())
-    assert some.counts.tolist() == [sum(next(inside) for _ in part) for part in spelled]
 
 
 def test_marks_belong_to_their_word():

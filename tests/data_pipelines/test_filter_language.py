@@ -1,9 +1,12 @@
 """Languages are those that py3langid itself would say of the samples."""
 
 import builtins
+import collections
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines import stages
 from data_pipelines.stages import language
@@ -87,6 +90,23 @@ def test_the_model_says_the_same_as_the_package():
             assert probability < 0.02  # all are as likely
         else:
             assert (found, score) == (expected, pytest.approx(probability, abs=1e-5))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text("the Überé日1 ", max_size=90) | st.text(max_size=20), max_size=5))
+def test_features_are_those_that_the_automaton_finds_one_byte_after_the_other(texts):
+    model = language._model()
+    samples = [text.encode() for text in texts]
+    expected = []
+    for sample in samples:
+        state, found = 0, collections.Counter()
+        for byte in sample:
+            state = int(model.next_states[model.rows[state] + byte])
+            found[int(model.features[state])] += 1
+        del found[-1]
+        expected.append(sorted(found.items()))
+    counted = language._count_features(model, samples)
+    assert [[*zip(*map(list, pair), strict=True)] for pair in counted] == expected
 
 
 def test_other_documents_do_not_matter():
