@@ -14,8 +14,8 @@ from data_pipelines.documents import parquet_writer
 from data_pipelines.readers.inputs import list_inputs
 from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.stages import alphabet, hashed_words
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.contamination import SECOND, Index, IndexFile, whole_document
-from data_pipelines.stages.counting import count
 from data_pipelines.stages.normalise import normalise_all
 from data_pipelines.stages.texts import Texts
 from slmjax.config import DecontaminationConfig, EvaluationTextConfig, NormaliseConfig
@@ -25,7 +25,6 @@ _SCHEMA = pa.schema(
 )
 _BATCH = 1000  # texts
 _BITS_PER_KEY = 16
-_HALF, _LOWER = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,38 +85,33 @@ def make_index(task: IndexTask) -> tasks.Done:
 def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[str]]:
     """Returns the index, and of each text whether it is looked for by "ngrams", "whole", as a "document" or "not"."""
     prefix = min(config.shortest_words, config.ngram)
-    found: list[_Grams] = []
     counts = np.zeros(len(texts), np.int64)
+    nothing = np.zeros(0, np.uint64)
+    found = [(nothing, nothing, np.zeros(0, np.int64))]
     for start in range(0, len(texts), _BATCH):
         batch = Texts.of(texts[start : start + _BATCH])
         words = hashed_words.of(batch)
         counts[start : start + len(words.counts)] = words.counts
-        with_letters = count(batch.kinds, alphabet.LETTER, alphabet.LETTER, words.starts, words.ends) > 0
-        before = np.append(0, np.cumsum(with_letters))
-        for length in buckets.distinct(np.minimum(words.counts, config.ngram)).tolist():
-            if length:
-                found.append(_grams(before, words, length, exactly=length < config.ngram, start=start))
-    hashes = [whole_document(each.hashes) if each.length < prefix else each.hashes for each in found]
-    grams = np.concatenate([np.zeros(0, np.uint64), *hashes])
-    owners = np.concatenate([np.zeros(0, np.int64), *(each.owners for each in found)])
-    order = _order(grams)
-    grams = grams[order]
+        lettered = _lettered(batch.kinds & alphabet.LETTER, words.starts, words.ends)
+        found.append(_runs(words.hashes, lettered, words.first, config.ngram, prefix, hashed_words.MULTIPLIER, start))
+    grams, keys, owners = map(np.concatenate, zip(*found, strict=True))
+    lengths = np.minimum(counts, config.ngram)[owners]
+    short = lengths < prefix
+    grams[short] = whole_document(grams[short])
+    keys = buckets.distinct(keys[~short])
+    grams, order = _sorted(grams)
+    owners = owners.take(order)  # of each gram its texts come in order
     new = np.append(True, grams[1:] != grams[:-1])[: len(grams)]
-    numbers = np.cumsum(new, dtype=np.uint64) << _HALF
-    pairs = buckets.distinct(numbers | owners[order].view(np.uint64))  # of a gram and a text that has it, each once
-    grams, owners = grams.compress(new), (pairs & _LOWER).view(np.int64)
-    of_gram = pairs >> _HALF
-    starts = np.flatnonzero(np.append(True, of_gram[1:] != of_gram[:-1])[: len(pairs)])
-    runs = [each for each in found if each.length >= prefix and len(each.hashes)]
-    keys = buckets.distinct(np.concatenate([np.zeros(0, np.uint64), *(each.keys(prefix) for each in runs)]))
+    once = new | np.append(True, owners[1:] != owners[:-1])[: len(grams)]
+    owners = owners.compress(once)
     sizes = np.bincount(owners, minlength=len(texts))
     index = Index(
-        lengths=np.unique(np.array([each.length for each in runs], np.int64)),
+        lengths=np.flatnonzero(np.bincount(lengths[~short])),
         prefix=np.array(prefix),
         keys=keys,
-        bits=_bits(keys),
-        grams=grams,
-        starts=np.append(starts, len(owners)),
+        bits=_bits(keys, SECOND, max(16, (_BITS_PER_KEY * len(keys)).bit_length())),
+        grams=grams.compress(new),
+        starts=np.append(np.flatnonzero(new.compress(once)), len(owners)),
         owners=owners,
         sizes=sizes,
     )
@@ -125,58 +119,81 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
     return index, ways.tolist()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Grams:
-    """Runs of `length` words in some texts: their hashes, the texts, and where they start among `words`."""
-
-    length: int
-    hashes: np.ndarray
-    owners: np.ndarray
-    places: np.ndarray
-    words: hashed_words.Words
-
-    def keys(self, prefix: int) -> np.ndarray:
-        """Hashes of the first words of each."""
-        return _runs(self.words, self.places, prefix)
+@compiled
+def _lettered(letters, starts, ends):
+    """Whether each word has a byte of a letter."""
+    found = np.zeros(len(starts), np.bool_)
+    for word in range(len(starts)):
+        for at in range(starts[word], ends[word]):
+            if letters[at]:
+                found[word] = True
+                break
+    return found
 
 
-def _grams(before: np.ndarray, words: hashed_words.Words, length: int, *, exactly: bool, start: int) -> _Grams:
-    """Those with a letter, of texts of `length` words exactly or at least; the first text has the number `start`.
+@compiled
+def _runs(hashes, lettered, first, longest, prefix, multiplier, start):
+    """Runs of `longest` words with a letter in each text, of a shorter text all of it, as `hashed_words.runs` has them.
 
-    `before` is the number of words with letters before each word.
+    Returns the hash of each, that of its first `prefix` words, and its text; the first text has the number `start`.
     """
-    enough = words.counts == length if exactly else words.counts >= length
-    counts = np.where(enough, words.counts - length + 1, 0)
-    owners = np.repeat(np.arange(len(counts)), counts)
-    places = np.arange(len(owners)) + np.repeat(words.first[:-1] - (np.cumsum(counts) - counts), counts)
-    lettered = before[places + length] > before[places]
-    places, owners = places[lettered], owners[lettered]
-    return _Grams(length, _runs(words, places, length), owners + start, places, words)
+    runs = np.empty(len(hashes), np.uint64)
+    heads = np.empty(len(hashes), np.uint64)
+    owners = np.empty(len(hashes), np.int64)
+    found = 0
+    for text in range(len(first) - 1):
+        begin, end = first[text], first[text + 1]
+        length = min(longest, end - begin)
+        later = max(length - prefix, 0)  # words after the first ones
+        leaves, leaves_head = np.uint64(1), np.uint64(1)  # factors of the words that a hash goes past
+        for i in range(length):
+            leaves *= multiplier
+            if i < length - later:
+                leaves_head *= multiplier
+        run, head, letters = np.uint64(0), np.uint64(0), 0
+        for i in range(begin, end):
+            run = run * multiplier + hashes[i]
+            letters += lettered[i]
+            if i - begin >= length:
+                run -= hashes[i - length] * leaves
+                letters -= lettered[i - length]
+            if i - begin >= later:
+                head = head * multiplier + hashes[i - later]
+            if i - begin >= length:
+                head -= hashes[i - length] * leaves_head
+            if i - begin >= length - 1 and letters > 0:
+                runs[found], heads[found], owners[found] = run, head, start + text
+                found += 1
+    return runs[:found], heads[:found], owners[:found]
 
 
-def _runs(words: hashed_words.Words, places: np.ndarray, length: int) -> np.ndarray:
-    """Hashes of the runs at some places; where these are most of them, from those of all."""
-    if 4 * len(places) < len(words.hashes):
-        return hashed_words.runs_at(words.hashes, places, length)
-    return hashed_words.runs(words.hashes, length)[places]
+def _sorted(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint64 values in order, and which each was; of equal ones the first comes first.
 
-
-def _order(values: np.ndarray) -> np.ndarray:
-    """What sorts uint64 values: numbers of their upper bits and their index are sorted, several times as fast."""
+    Their upper bits are sorted together with their index, which is several times as fast.
+    """
     low = np.uint64((1 << len(values).bit_length()) - 1)
-    packed = np.sort((values & ~low) | np.arange(len(values), dtype=np.uint64))
-    order = (packed & low).view(np.int64)
-    ordered = values[order]
-    return order if (ordered[1:] >= ordered[:-1]).all() else np.argsort(values)
+    packed = values & ~low
+    packed |= np.arange(len(values), dtype=np.uint64)
+    packed.sort()
+    packed &= low
+    order = packed.view(np.int64)
+    ordered = values.take(order)
+    if not (ordered[1:] >= ordered[:-1]).all():
+        order = np.argsort(values, kind="stable")
+        ordered = values[order]
+    return ordered, order
 
 
-def _bits(keys: np.ndarray) -> np.ndarray:
-    """The filter of an index."""
-    size = max(16, (_BITS_PER_KEY * len(keys)).bit_length())
-    flags = np.zeros(1 << size, bool)
-    for values in (keys, np.sort(keys * SECOND)):  # in order, so that they are set from one end to the other
-        flags[values >> np.uint64(64 - size)] = True
-    return np.packbits(flags, bitorder="little")
+@compiled
+def _bits(keys, second, width):
+    """The filter of an index, of 2**width bits."""
+    bits = np.zeros(1 << (width - 3), np.uint8)
+    for key in keys:
+        for value in (key, key * second):
+            place = value >> np.uint64(64 - width)
+            bits[place >> np.uint64(3)] |= np.uint8(1 << (place & np.uint64(7)))
+    return bits
 
 
 def _read(evaluation: EvaluationTextConfig) -> Iterator[tuple[str, str, str]]:
@@ -187,8 +204,8 @@ def _read(evaluation: EvaluationTextConfig) -> Iterator[tuple[str, str, str]]:
     """
     columns = [*evaluation.fields, *([evaluation.id_field] if evaluation.id_field else [])]
     for file in list_inputs(evaluation):
+        where = f"evaluation set {evaluation.name}, {file.address}"
         for item in read_records(file, columns, evaluation.max_record_bytes):
-            where = f"evaluation set {evaluation.name}, {file.address}"
             if isinstance(item, Reject):
                 raise ValueError(f"{where}, record {item.record}: {item.reason} {item.detail}")
             number, record, _ = item
