@@ -1,0 +1,52 @@
+"""Loops that numba compiles: what they may use, and where they can be kept."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import sys
+
+import numpy as np
+import pytest
+from numba.core.registry import CPUDispatcher
+
+import data_pipelines
+from data_pipelines.stages.compiled import compiled
+
+
+def _compiled_functions():
+    for found in pkgutil.walk_packages(data_pipelines.__path__, "data_pipelines."):
+        module = importlib.import_module(found.name)
+        for function in vars(module).values():
+            if isinstance(function, CPUDispatcher) and function.py_func.__module__ == found.name:
+                yield module, function.py_func
+
+
+def _names_used(code):
+    yield from code.co_names
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            yield from _names_used(constant)
+
+
+def test_compiled_functions_use_nothing_of_other_modules_but_numpy():
+    functions = list(_compiled_functions())
+    assert len(functions) > 5
+    for module, function in functions:
+        imports = [node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ImportFrom)]
+        imported = {alias.asname or alias.name for node in imports for alias in node.names}
+        # What is kept of it on disk would not be made anew when the other module changes.
+        assert not imported & set(_names_used(function.__code__)), f"{module.__name__}.{function.__name__}"
+
+
+def test_where_no_directory_can_be_written_to_code_is_compiled_and_not_kept():
+    names = {"np": np}
+    exec(compile("def double(values):\n    return values + values\n", "<nowhere>", "exec"), names)
+    assert compiled(names["double"])(np.arange(3)).tolist() == [0, 2, 4]
+
+
+def test_without_numba_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "data_pipelines.stages.compiled")
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[data\]'"):
+        importlib.import_module("data_pipelines.stages.compiled")
