@@ -129,10 +129,15 @@ def _threes(data, byte, starts, ends):
     """How often a byte stands three times in a row."""
     number = np.zeros(len(starts), np.int64)
     for document in range(len(starts)):
-        run = 0
-        for at in range(starts[document], ends[document]):
-            run = run + 1 if data[at] == byte else 0
-            if run == 3:
+        part, at = data[starts[document] : ends[document]], 0
+        while at + 2 < len(part):
+            if part[at + 2] != byte:
+                at += 3
+            elif part[at + 1] != byte:
+                at += 2
+            elif part[at] != byte:
+                at += 1
+            else:
                 number[document] += 1
-                run = 0
+                at += 3
     return number

@@ -24,8 +24,8 @@ def count(flags: np.ndarray, mask: int, value: int, starts: np.ndarray, ends: np
 def _count(flags, mask, value, starts, ends):
     counts = np.empty(len(starts), np.int64)
     for i in range(len(starts)):
-        total = 0
-        for at in range(starts[i], ends[i]):
-            total += (flags[at] & mask) == value
+        part, total = flags[starts[i] : ends[i]], 0
+        for at in range(len(part)):  # from 0, so that no index can be negative and many are looked at together
+            total += (part[at] & mask) == value
         counts[i] = total
     return counts
