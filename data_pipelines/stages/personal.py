@@ -3,13 +3,13 @@
 import bisect
 import ipaddress
 import re
+import string
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.stages import alphabet
-from data_pipelines.stages.ranges import Ranges
+from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.texts import Texts
 from slmjax.config.filters import MaskPersonalDataConfig
 
@@ -36,16 +36,26 @@ _TOKEN = re.compile(
     rb")(?![A-Za-z0-9_\x80-\xff-])"
 )
 # The first three bytes of all but SendGrid's.
-_BEGINNINGS = np.array(
-    [
-        int.from_bytes(beginning, "big")
-        for beginning in (
-            *(b"AKI", b"ASI", b"AGP", b"AID", b"ARO", b"AIP", b"ANP", b"ANV", b"AIz", b"rk_", b"sk_", b"sk-", b"eyJ"),
-            *(b"ghp", b"gho", b"ghu", b"ghs", b"ghr", b"git", b"glp", b"xox", b"hf_", b"npm", b"pyp"),
-        )
-    ],
-    np.uint32,
-)
+_BEGINNINGS = np.frombuffer(
+    b"AKIASIAGPAIDAROAIPANPANVAIzrk_sk_sk-eyJghpghoghughsghrgitglpxoxhf_npmpyp", np.uint8
+).reshape(-1, 3)
+# Of bytes, for _suspects.
+_PART, _ALPHANUMERIC, _HEXADECIMAL, _PUBLIC, _DIGIT, _SPECIAL = 1, 2, 4, 8, 16, 32
+_AT, _COLON, _STOP, _SPACE, _HYPHEN, _PLUS, _G = b"@:. -+G"
+
+
+def _kinds() -> np.ndarray:
+    kinds, alphanumeric = np.zeros(256, np.uint8), (string.ascii_letters + string.digits).encode()
+    kinds[[*alphanumeric, *b"_-", *range(0x80, 0x100)]] |= _PART
+    kinds[[*alphanumeric]] |= _ALPHANUMERIC
+    kinds[[*string.hexdigits.encode()]] |= _HEXADECIMAL
+    kinds[[*b"23Ff"]] |= _PUBLIC
+    kinds[[*string.digits.encode()]] |= _DIGIT | _SPECIAL
+    kinds[[_AT, _COLON]] |= _SPECIAL
+    return kinds
+
+
+_KINDS = _kinds()
 _LOGIN = re.compile(rb"""(?<=://)[^\s:/@<>"'`]{1,64}:[^\s/@<>"'`]{1,64}(?=@[A-Za-z0-9])""")
 _PRIVATE_KEY = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----.{0,20000}?"
@@ -64,6 +74,14 @@ _IPV4 = re.compile(
 # The addresses that are given to anyone start with 2 or 3, those of private and local networks with f.
 _IPV6 = re.compile(
     rb"(?<![A-Za-z0-9_.:\x80-\xff-])[23Ff][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,}(?![A-Za-z0-9_\x80-\xff-])", re.ASCII
+)
+# What is looked for in a word, and a part that all of it has.
+_IN_WORDS = (
+    ("secret", _TOKEN, b""),
+    ("secret", _LOGIN, b"://"),
+    ("email", _EMAIL, b"@"),
+    ("ip", _IPV4, b"."),
+    ("ip", _IPV6, b":"),
 )
 _CARD = re.compile(
     rb"(?<![A-Za-z0-9_.+\x80-\xff-])(?:[0-9]{13,19}|[0-9]{4}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
@@ -113,17 +131,16 @@ def find_plainly(config: MaskPersonalDataConfig, text: str) -> list[Span]:
 
 
 def _in_word(config: MaskPersonalDataConfig, word: bytes) -> Iterator[Span]:
-    if "secret" in config.kinds:
-        for pattern in (_TOKEN, _LOGIN):
-            yield from ((found.start(), found.end(), "secret") for found in pattern.finditer(word))
-    if "email" in config.kinds and b"@" in word:
-        yield from ((found.start(), found.end(), "email") for found in _EMAIL.finditer(word))
-    if "ip" in config.kinds:
-        for pattern in (_IPV4, _IPV6):
-            for found in pattern.finditer(word):
-                end = found.end() - (found.group().endswith(b":") and not found.group().endswith(b"::"))
-                if _is_address(word[found.start() : end], public_only=config.public_ips_only):
-                    yield found.start(), end, "ip"
+    for kind, pattern, part in _IN_WORDS:
+        if kind not in config.kinds or part not in word:
+            continue
+        for found in pattern.finditer(word):
+            end = found.end()
+            if kind == "ip":
+                end -= found.group().endswith(b":") and not found.group().endswith(b"::")
+                if not _is_address(word[found.start() : end], public_only=config.public_ips_only):
+                    continue
+            yield found.start(), end, kind
 
 
 def _in_line(config: MaskPersonalDataConfig, line: bytes) -> Iterator[Span]:
@@ -173,25 +190,18 @@ def _first_of_overlapping(spans: Iterable[Span]) -> list[Span]:
 
 def _find(config: MaskPersonalDataConfig, texts: Texts) -> Iterator[Span]:
     """Looks at the words and lines in which there may be something, in the positions of the batch."""
-    raw, words, kinds = texts.raw, texts.words("whitespace"), set(config.kinds)
-    suspects = np.zeros(len(words), bool)
-    if "secret" in kinds:
+    raw, words, lines = texts.raw, texts.words("whitespace"), texts.lines
+    if "secret" in config.kinds:
         yield from _private_keys(texts)
-        suspects[_words_at(words, _with_tokens(texts))] = True
-    if kinds & {"secret", "email"}:
-        suspects[_words_at(words, _addressed(texts))] = True
-    if "ip" in kinds:
-        suspects[_words_at(words, _with_addresses(texts))] = True
-    for word in np.flatnonzero(suspects).tolist():
+    in_words, in_lines = _suspects(texts.data)
+    for word in np.unique(words.starts.searchsorted(in_words, side="right") - 1).tolist():
         start, end = int(words.starts[word]), int(words.ends[word])
         for a, b, kind in _in_word(config, raw[start:end]):
             yield start + a, start + b, kind
-    if kinds & {"card", "phone"}:
-        lines = texts.lines
-        for line in np.unique(lines.ends.searchsorted(_with_numbers(texts))).tolist():
-            start, end = int(lines.starts[line]), int(lines.ends[line])
-            for a, b, kind in _in_line(config, raw[start:end]):
-                yield start + a, start + b, kind
+    for line in np.unique(lines.ends.searchsorted(in_lines)).tolist():
+        start, end = int(lines.starts[line]), int(lines.ends[line])
+        for a, b, kind in _in_line(config, raw[start:end]):
+            yield start + a, start + b, kind
 
 
 def _private_keys(texts: Texts) -> Iterator[Span]:
@@ -207,57 +217,52 @@ def _private_keys(texts: Texts) -> Iterator[Span]:
         at = texts.raw.find(b"PRIVATE KEY", resume)
 
 
-def _words_at(words: Ranges, positions: np.ndarray) -> np.ndarray:
-    """Index of the word that holds each position."""
-    return words.index(positions + 1) - 1
+@compiled
+def _suspects(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in words where a secret or address may be, and in lines where a card or telephone number may be.
+
+    In words: sixteen letters, digits, _ and - in a row that begin like a token; @ between what is no white space and a
+    letter or digit; a colon after a group of an IPv6 address; four numbers with full stops between them. In lines: the
+    end of a North American number, or the first groups of a card's, which are 3 or 4 digits, a separator, 4 or more;
+    a number after +, and one of 13 digits.
+    """
+    in_words, in_lines = np.empty(len(data), np.int64), np.empty(len(data), np.int64)
+    words = lines = row = end = before = dotted = 0
+    for at in range(1, len(data) - 1):
+        byte = data[at]
+        kind = _KINDS[byte]
+        row = (row + 1) * (kind & _PART)
+        if row == 16 and _begins_token(data, at - 15):
+            in_words[words] = at
+            words += 1
+        if not kind & _SPECIAL:
+            continue
+        if byte == _AT:
+            found = data[at - 1] > 32 and _KINDS[data[at + 1]] & _ALPHANUMERIC != 0
+        elif byte == _COLON:
+            group = _KINDS[data[at - 3]] & _KINDS[data[at - 2]] & _KINDS[data[at - 1]]
+            found = at > 4 and _KINDS[data[at - 4]] & _PUBLIC != 0 and group & _HEXADECIMAL != 0
+        elif at < end:  # in a number
+            found = False
+        else:
+            separator, joined, size = data[at - 1], at == end + 1, 1  # to the number before
+            while _KINDS[data[at + size]] & _DIGIT:
+                size += 1
+            dotted = dotted + 1 if joined and separator == _STOP else 0
+            found = dotted >= 3
+            joined &= separator in (_STOP, _SPACE, _HYPHEN)
+            if separator == _PLUS or size >= 13 or (joined and 3 <= before <= 4 <= size):
+                in_lines[lines] = at
+                lines += 1
+            before, end = size, at + size
+        in_words[words] = at
+        words += found
+    return in_words[:words], in_lines[:lines]
 
 
-def _addressed(texts: Texts) -> np.ndarray:
-    """Where @ stands between what is no white space and a letter or digit."""
-    at = np.flatnonzero(texts.data == ord("@"))
-    before = (texts.kinds[at - 1] & alphabet.SPACE) == 0
-    after = texts.data[at + 1]
-    return at[before & (after < 128) & ((texts.kinds[at + 1] & (alphabet.LETTER | alphabet.DIGIT)) != 0)]
-
-
-def _with_tokens(texts: Texts) -> np.ndarray:
-    """Where sixteen letters, digits, _ and - in a row begin like a token."""
-    part = (texts.kinds & alphabet.WORD) != 0
-    part |= texts.data == ord("-")
-    row = part[1:-1] & part[2:]
-    for size in (2, 4, 8):
-        row = row[:-size] & row[size:]
-    row &= ~part[: len(row)]
-    at = np.flatnonzero(row) + 1
-    data = texts.data
-    first, second, third = (data[at + i].astype(np.uint32) for i in range(3))
-    after_dot = at[(data[at - 1] == ord(".")) & (data[at - 2] == ord("G"))]
-    return np.concatenate([at[np.isin((first << 16) | (second << 8) | third, _BEGINNINGS)], after_dot])
-
-
-def _with_addresses(texts: Texts) -> np.ndarray:
-    """Where four numbers have full stops between them, or a colon follows a group of an IPv6 address."""
-    data, (starts, ends) = texts.data, texts.digits
-    joined = (starts[1:] == ends[:-1] + 1) & (data[ends[:-1]] == ord("."))
-    numbers = starts[:-3][joined[:-2] & joined[1:-1] & joined[2:]] if len(starts) > 3 else starts[:0]
-    colons = np.flatnonzero(data == ord(":"))
-    colons = colons[colons > 4]
-    for before in (1, 2, 3, 4):
-        lower = data[colons - before] | 0x20
-        hexadecimal = ((lower - np.uint8(48)) < 10) | ((lower - np.uint8(97)) < 6)
-        colons = colons[hexadecimal]
-    first = data[colons - 4] | 0x20
-    return np.concatenate([numbers, colons[(first == ord("2")) | (first == ord("3")) | (first == ord("f"))]])
-
-
-def _with_numbers(texts: Texts) -> np.ndarray:
-    """Positions in the lines where a telephone or card number may be."""
-    data, (starts, ends) = texts.data, texts.digits
-    sizes = ends - starts
-    # The end of a North American number, or the first groups of a card's: 3 or 4 digits, a separator, 4 or more.
-    separator = data[ends[:-1]]
-    joined = (starts[1:] == ends[:-1] + 1) & (
-        (separator == ord(" ")) | (separator == ord("-")) | (separator == ord("."))
-    )
-    groups = joined & ((sizes[:-1] == 3) | (sizes[:-1] == 4)) & (sizes[1:] >= 4)
-    return np.concatenate([starts[:-1][groups], starts[data[starts - 1] == ord("+")], starts[sizes >= 13]])
+@compiled
+def _begins_token(data: np.ndarray, start: int) -> bool:
+    found = data[start - 1] == _STOP and data[start - 2] == _G
+    for beginning in _BEGINNINGS:
+        found |= data[start] == beginning[0] and data[start + 1] == beginning[1] and data[start + 2] == beginning[2]
+    return found
