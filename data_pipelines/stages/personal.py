@@ -46,7 +46,7 @@ _AT, _COLON, _STOP, _SPACE, _HYPHEN, _PLUS, _G = b"@:. -+G"
 
 def _kinds() -> np.ndarray:
     kinds, alphanumeric = np.zeros(256, np.uint8), (string.ascii_letters + string.digits).encode()
-    kinds[[*alphanumeric, *b"_-", *range(0x80, 0x100)]] |= _PART
+    kinds[[*alphanumeric, *b"_-"]] |= _PART
     kinds[[*alphanumeric]] |= _ALPHANUMERIC
     kinds[[*string.hexdigits.encode()]] |= _HEXADECIMAL
     kinds[[*b"23Ff"]] |= _PUBLIC

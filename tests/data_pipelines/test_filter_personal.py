@@ -180,7 +180,7 @@ _PIECES = st.sampled_from(
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.lists(_PIECES, max_size=12).map("".join), max_size=4))
 @example([KEY, KEY[:40], KEY])
-@example(["a@b.co\xa0", "\xa08.8.4.4"])
+@example(["a@b.co\xa0", "\xa08.8.4.4", "\xa0AKIAIOSFODNN7EXAMPLE", "éAKIAIOSFODNN7EXAMPLE"])
 def test_a_batch_is_searched_as_every_word_and_line_would_be(texts):
     batch = Texts.of(texts)
     found = personal._first_of_overlapping(personal._find(CONFIG, batch))
