@@ -22,6 +22,7 @@ _USUAL = {
     "eos": (EOS, "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>"),
     "pad": (PAD, "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>"),
 }
+_MOST_UNUSED = 1 << 16  # ids without a token: some files leave out what is kept for later, a few thousand at most
 # Texts of which tokenizers that normalise, trim, or know no bytes lose something.
 _PROBES = (
     *(
@@ -62,8 +63,8 @@ class JsonModel:
     def __init__(self, model: bytes):
         self._source = model
         self._own: dict[str, Any] = read_source(model)[1]
+        self.vocab_size: int = _vocab_size(self._library)
         specials = {token.content: token_id for token_id, token in self._added.items() if token.special}
-        self.vocab_size: int = max(self._library.get_vocab(with_added_tokens=True).values()) + 1
         self.bos_id, self.eos_id, self.pad_id = (
             next((specials[name] for name in (self._own.get(key), *names) if name in specials), -1)
             for key, names in _USUAL.items()
@@ -160,6 +161,20 @@ def open_tokenizer(source: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
+def _vocab_size(tokenizer: Any) -> int:
+    """The highest id and one. Models have a row, and the library when it writes the file takes a step, for every id."""
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        raise ValueError("has no tokens")
+    size = max(ids) + 1
+    if size > len(ids) + _MOST_UNUSED:
+        raise ValueError(
+            f"has {len(ids):,} tokens and among them the id {size - 1:,}: more than {_MOST_UNUSED:,} ids would be "
+            "without a token; number them anew, or take the file as it was before it was changed"
+        )
+    return size
+
+
 def _first_loss(round_trip: Callable[[str], str], texts: Iterable[str]) -> str | None:
     """Where the first text that does not come back differs, for people to read; None where all come back."""
     for text in texts:
@@ -193,6 +208,7 @@ def import_tokenizer(
     """
     source, before = read_source(model)
     tokenizer = open_tokenizer(source)
+    _vocab_size(tokenizer)
     roles = {**_USUAL, **{name: (name,) for name in (SYSTEM, USER, ASSISTANT, END)}}
     if unknown := sorted(names.keys() - roles):
         raise ValueError(f"has no role {unknown[0]!r} for a token; the roles are {', '.join(roles)}")

@@ -7,7 +7,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from slmjax.data.conversations import render
 from slmjax.data.tokenizer import ASSISTANT, END, SYSTEM, USER, Tokenizer
-from slmjax.data.tokenizer_json import import_tokenizer
+from slmjax.data.tokenizer_json import JsonModel, import_tokenizer
 
 TEXTS = ["def push(self, item):\n    return self.items.append(item)  # don't, 1024 times\n", "Grüße, 你好 — mir 😀"] * 5
 CONTROLS = (SYSTEM, USER, ASSISTANT, END)
@@ -176,6 +176,33 @@ def test_damaged_files_are_refused_by_name(tmp_path, content, message):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"bad\.json {message}"):
+        Tokenizer.load(path)
+
+
+def with_id(token_id):
+    content = json.loads(source(byte_level()))
+    content["model"]["vocab"]["far away"] = token_id
+    return json.dumps(content).encode()
+
+
+def test_ids_far_beyond_the_number_of_tokens_are_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    number = len(json.loads(source(byte_level()))["model"]["vocab"]) + 1
+    furthest = number + (1 << 16) - 1
+    path.write_bytes(with_id(furthest))
+    assert JsonModel(path.read_bytes()).vocab_size == furthest + 1
+    for token_id in (furthest + 1, 2**31 - 5, 2**32 - 1):
+        path.write_bytes(with_id(token_id))
+        with pytest.raises(ValueError, match=rf"tokenizer\.json has {number} tokens and .* the id {token_id:,}: "):
+            Tokenizer.load(path)
+        with pytest.raises(ValueError, match="more than 65,536 ids would be without a token; number them anew"):
+            import_tokenizer(path.read_bytes(), {})
+
+
+def test_a_file_without_tokens_is_refused(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(source(tokenizers.Tokenizer(models.BPE())))
+    with pytest.raises(ValueError, match=r"tokenizer\.json has no tokens$"):
         Tokenizer.load(path)
 
 
