@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from all_stages import config_of, quiet, snapshot, write_corpus
+from all_stages import config_of, quiet, snapshot
 
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.engines.ray import RayEngine
@@ -22,22 +22,8 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 quiet_ray = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "out"
-    quiet(config_of(folder, root))
-    return root
-
-
-def test_every_kind_of_stage_has_something_to_do(folder, finished):
-    manifest = quiet(config_of(folder, finished))
+def test_every_kind_of_stage_has_something_to_do(corpus_folder, finished_run):
+    manifest = quiet(config_of(corpus_folder, finished_run))
     dropped = {step.step: step.dropped for step in manifest.steps}
     idle = {"mask_personal_data", "length_filter", "gopher_filter", "repetition_filter", "passage_dedup"}
     idle |= {"substring_dedup"}
@@ -46,13 +32,13 @@ def test_every_kind_of_stage_has_something_to_do(folder, finished):
     assert changes["mask_personal_data"]["masked_email"] == 1
     assert changes["passage_dedup"]["cut_bytes"] > 0
     assert changes["substring_dedup"]["cut_bytes"] > 0
-    assert len(list((finished / "work/markers/lines").iterdir())) > 2  # a file in spans
-    assert len(list((finished / "work/read").iterdir())) > 4
+    assert len(list((finished_run / "work/markers/lines").iterdir())) > 2  # a file in spans
+    assert len(list((finished_run / "work/read").iterdir())) > 4
 
 
-def test_the_output_does_not_depend_on_the_number_of_workers(folder, finished, tmp_path):
-    quiet(config_of(folder, tmp_path / "out", num_workers=2, worker_bytes=1 << 30))
-    assert snapshot(tmp_path / "out") == snapshot(finished)
+def test_the_output_does_not_depend_on_the_number_of_workers(corpus_folder, finished_run, tmp_path):
+    quiet(config_of(corpus_folder, tmp_path / "out", num_workers=2, worker_bytes=1 << 30))
+    assert snapshot(tmp_path / "out") == snapshot(finished_run)
 
 
 def kill(pid):
@@ -76,10 +62,10 @@ def test_a_worker_that_is_killed_in_the_end_does_not_keep_the_others_from_ending
         assert not set(multiprocessing.active_children()) - before
 
 
-def test_without_ray_a_line_says_what_to_install(folder, tmp_path, monkeypatch):
+def test_without_ray_a_line_says_what_to_install(corpus_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"RayEngineConfig needs the package ray: pip install -e '.\[ray\]' -c constr"):
-        quiet(config_of(folder, tmp_path / "out", engine=RayEngineConfig()))
+        quiet(config_of(corpus_folder, tmp_path / "out", engine=RayEngineConfig()))
 
 
 @pytest.fixture(scope="class")
@@ -186,17 +172,17 @@ def descendants(process: int) -> list[int]:
 @needs_ray
 @quiet_ray
 @pytest.mark.slow
-def test_ray_writes_the_same_bytes_and_leaves_nothing_running(folder, finished, tmp_path):
+def test_ray_writes_the_same_bytes_and_leaves_nothing_running(corpus_folder, finished_run, tmp_path):
     processes = descendants(os.getpid())
-    quiet(config_of(folder, tmp_path / "out", num_workers=2, engine=RayEngineConfig()))
-    assert snapshot(tmp_path / "out") == snapshot(finished)
+    quiet(config_of(corpus_folder, tmp_path / "out", num_workers=2, engine=RayEngineConfig()))
+    assert snapshot(tmp_path / "out") == snapshot(finished_run)
     assert descendants(os.getpid()) == processes
     assert not {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED"} & os.environ.keys()
 
 
 @needs_ray
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "somewhere"])
-def test_a_cluster_that_is_not_there_is_an_error_at_once(folder, tmp_path, address):
-    config = config_of(folder, tmp_path / "out", engine=RayEngineConfig(address=address))
+def test_a_cluster_that_is_not_there_is_an_error_at_once(corpus_folder, tmp_path, address):
+    config = config_of(corpus_folder, tmp_path / "out", engine=RayEngineConfig(address=address))
     with pytest.raises(ValueError, match=f"RayEngineConfig: cannot use Ray at address {address}: "):
         quiet(config)

@@ -4,32 +4,17 @@ import argparse
 import importlib.util
 import resource
 import shutil
-from pathlib import Path
 
 import data_scale
 import numpy as np
 import pytest
-from all_stages import config_of, quiet, snapshot, write_corpus
+from all_stages import config_of, quiet, snapshot
 
 from data_pipelines import tasks
 from slmjax import files
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_corpus(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("finished") / "out"
-    quiet(config_of(folder, root))
-    return root
-
-
-def test_stopped_after_every_so_many_tasks_it_gets_to_the_same_end(folder, finished, tmp_path, monkeypatch):
+def test_stopped_after_every_so_many_tasks_it_gets_to_the_same_end(corpus_folder, finished_run, tmp_path, monkeypatch):
     finish, stops = tasks.finish, 0
     left = 0
 
@@ -44,17 +29,17 @@ def test_stopped_after_every_so_many_tasks_it_gets_to_the_same_end(folder, finis
     while stops < 50:
         left = 37
         try:
-            quiet(config_of(folder, tmp_path / "out"))
+            quiet(config_of(corpus_folder, tmp_path / "out"))
             break
         except KeyboardInterrupt:
             stops += 1
     assert 4 < stops < 50
-    assert snapshot(tmp_path / "out") == snapshot(finished)
+    assert snapshot(tmp_path / "out") == snapshot(finished_run)
 
 
-def test_a_store_that_was_being_replaced_is_replaced(folder, finished, tmp_path, monkeypatch):
+def test_a_store_that_was_being_replaced_is_replaced(corpus_folder, finished_run, tmp_path, monkeypatch):
     """Removing the old one, the process is killed when half of its files are gone."""
-    shutil.copytree(finished, tmp_path / "out")
+    shutil.copytree(finished_run, tmp_path / "out")
     for marker in (tmp_path / "out/work/markers/stores").iterdir():
         marker.unlink()
 
@@ -66,20 +51,20 @@ def test_a_store_that_was_being_replaced_is_replaced(folder, finished, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(files.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            quiet(config_of(folder, tmp_path / "out"))
-    quiet(config_of(folder, tmp_path / "out"))
-    assert snapshot(tmp_path / "out") == snapshot(finished)
+            quiet(config_of(corpus_folder, tmp_path / "out"))
+    quiet(config_of(corpus_folder, tmp_path / "out"))
+    assert snapshot(tmp_path / "out") == snapshot(finished_run)
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_what_killed_workers_were_writing_does_not_outlive_the_run(folder, finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "out")
+def test_what_killed_workers_were_writing_does_not_outlive_the_run(corpus_folder, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "out")
     for place in (".", "documents", "work/markers/read", "work/verdicts/exact_dedup", "quarantine"):
         (tmp_path / "out" / place / ".a.parquet.elsewhere.17.partial").write_text("half")
     (tmp_path / "out/.train.partial").mkdir()
     (tmp_path / "out/.train.partial/00000.tokens.bin").write_text("half")
-    quiet(config_of(folder, tmp_path / "out"))
-    assert snapshot(tmp_path / "out") == snapshot(finished)
+    quiet(config_of(corpus_folder, tmp_path / "out"))
+    assert snapshot(tmp_path / "out") == snapshot(finished_run)
     assert not (tmp_path / "out/.train.partial").exists()
 
 
@@ -105,10 +90,10 @@ def test_killed_at_random_moments_it_gets_to_the_same_end(tmp_path, engine, caps
 
 
 @pytest.mark.slow
-def test_out_of_disk_anywhere_it_says_so_and_gets_to_the_same_end(folder, finished, tmp_path):
+def test_out_of_disk_anywhere_it_says_so_and_gets_to_the_same_end(corpus_folder, finished_run, tmp_path):
     """A limit on the size of files stands in for the disk, in workers too."""
-    sizes = [len(content) for content in snapshot(finished).values()]
-    config = config_of(folder, tmp_path / "out", num_workers=2)
+    sizes = [len(content) for content in snapshot(finished_run).values()]
+    config = config_of(corpus_folder, tmp_path / "out", num_workers=2)
     for share in (0.6, 0.9, 0.97, 0.995):
         limit = int(np.quantile(sizes, share))
         process = data_scale.start(config, tmp_path)
@@ -118,4 +103,4 @@ def test_out_of_disk_anywhere_it_says_so_and_gets_to_the_same_end(folder, finish
         assert "cannot write " in said
         assert "File too large. What is finished stays; make room and run the same command again" in said
     data_scale.finish(config, tmp_path)
-    assert snapshot(tmp_path / "out") == snapshot(finished)
+    assert snapshot(tmp_path / "out") == snapshot(finished_run)
