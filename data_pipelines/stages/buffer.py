@@ -94,15 +94,6 @@ class Buffer:
             number += np.bincount(np.searchsorted(self.starts, at, side="right") - 1, minlength=len(self))
         return number
 
-    @functools.cached_property
-    def digits(self) -> tuple[np.ndarray, np.ndarray]:
-        """Starts and ends of ASCII digits in a row."""
-        digit = (self.data - np.uint8(ord("0"))) < 10
-        changes = np.zeros(len(digit), bool)
-        np.not_equal(digit[1:], digit[:-1], out=changes[1:])
-        edges = np.flatnonzero(changes)
-        return edges[0::2], edges[1::2]
-
 
 @compiled
 def _chars(positions, sizes, starts, ends):
