@@ -16,6 +16,7 @@ from data_pipelines.readers.inputs import InputFile, SourceConfig, check_read_on
 from data_pipelines.readers.items import Reject, Skip
 from data_pipelines.readers.sources import read_documents
 from data_pipelines.readers.spans import Lines, count_lines, cut, spans
+from data_pipelines.readers.tables import cut as cut_table
 from data_pipelines.stages.normalise import normalise
 from slmjax import files
 from slmjax.config import NormaliseConfig, PipelineConfig
@@ -59,7 +60,7 @@ RunStep = Callable[[str, Callable[[Any], tasks.Done], Sequence[tasks.Task]], lis
 
 
 def plan(config: PipelineConfig, root: Path, run_step: RunStep) -> list[ReadTask]:
-    """Lists the inputs of every source, large files of lines cut into spans.
+    """Lists the inputs of every source, large files of lines and parquet files cut into spans.
 
     `run_step` runs the tasks of a step. Raises ValueError for a path that matches nothing, or a file of two sources.
     """
@@ -96,7 +97,9 @@ def _cut(
     inputs: Sequence[InputFile], span_bytes: int, root: Path, run_step: RunStep
 ) -> dict[InputFile, list[InputFile]]:
     """The spans of every file that is larger than one and can be cut, as files of their own."""
-    large = dict.fromkeys(file for file in inputs if file.can_be_cut and file.size > span_bytes)
+    cuttable = dict.fromkeys(file for file in inputs if file.can_be_cut and file.size > span_bytes)
+    tables = {file: cut_table(file, span_bytes) for file in cuttable if file.format == "parquet"}
+    large = [file for file in cuttable if file not in tables]
     planned = [
         CountTask(
             root=root,
@@ -112,11 +115,11 @@ def _cut(
     ]
     if not planned:  # markers of an earlier config
         files.remove_others(root / "work" / "markers" / "lines", set())
-        return {}
+        return tables
     counted: dict[InputFile, list[Lines]] = {file: [] for file in large}
     for task, done in zip(planned, run_step("lines", count_piece, planned), strict=True):
         counted[task.file].append(Lines(**done.result["lines"]))
-    return {
+    return tables | {
         file: [dataclasses.replace(file, size=span.stop - span.start, span=span) for span in spans(pieces, file.size)]
         for file, pieces in counted.items()
         if not all(lines.blank for lines in pieces)  # a file without records is read at once

@@ -72,7 +72,7 @@ class InputFile:
       size: bytes on disk.
       version: changes when the file does (modification time, or the checksum of an object store).
       format: "unsupported" where the extension is unknown, "not_a_file" for a link to nothing, a pipe and the like.
-      span: of its lines, where the file is cut; None is the whole file.
+      span: of its lines or row groups, where the file is cut; None is the whole file.
       skipped: why it is passed over unread; "" where it is not.
     """
 
@@ -87,8 +87,8 @@ class InputFile:
 
     @property
     def can_be_cut(self) -> bool:
-        """Whether several workers can read it, each a span of its lines."""
-        return self.format == "jsonl" and self.compression is None and "://" not in self.address
+        """Whether several workers can read it, each a span of its lines or row groups."""
+        return (self.format, self.compression) in (("jsonl", None), ("parquet", None)) and "://" not in self.address
 
     @property
     def real_address(self) -> str:

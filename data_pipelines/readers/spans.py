@@ -1,4 +1,4 @@
-"""Spans of a large file of lines, so that several workers read it: whole lines, which know their numbers."""
+"""Spans of a large file, so that several workers read it: whole lines or row groups, which know their numbers."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,10 @@ from typing import BinaryIO, NamedTuple
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span:
-    """The bytes [start, stop), of whole lines; `first_line` is the number of the first of them, from 1."""
+    """The bytes [start, stop), of whole lines, or the row groups [start, stop) of a parquet file.
+
+    `first_line` is the number of the first line or row, from 1.
+    """
 
     start: int
     stop: int

@@ -1,6 +1,8 @@
 """Rows of parquet files and of Arrow files and streams, as `datasets` saves them; damage as rejects."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 
 from data_pipelines.readers.inputs import InputFile
 from data_pipelines.readers.items import Record, Records, Reject, too_long
+from data_pipelines.readers.spans import Span
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 16 << 20
@@ -44,11 +47,12 @@ def rows(file: InputFile, columns: Collection[str], max_bytes: int, *, needs: st
     if file.size == 0:
         yield Reject(0, "empty_file")
         return
-    reason, number = f"damaged_{file.format}", 0
+    reason, before = f"damaged_{file.format}", file.span.first_line - 1 if file.span else 0
+    number = before
     try:
         with file.open() as handle:
-            parts = (_parquet if file.format == "parquet" else _arrow)(handle, columns, needs)
-            for part in parts:
+            of_file = functools.partial(_parquet, file.span) if file.format == "parquet" else _arrow
+            for part in of_file(handle, columns, needs):
                 first = number
                 try:
                     for batch in part.batches():
@@ -60,19 +64,52 @@ def rows(file: InputFile, columns: Collection[str], max_bytes: int, *, needs: st
                     yield Reject(number + 1, reason, _told(error) + lost)
                 number = number if part.rows is None else first + part.rows
     except _MissingError as error:
-        yield Reject(0, "missing_field", str(error))
+        if before == 0:  # it is said once of a file
+            yield Reject(0, "missing_field", str(error))
         return
     except _UnreadableError as error:
         raise ValueError(f"cannot read {file.address}: {error}") from error
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise ValueError(f"cannot read {file.address}: {error.strerror}") from error
-        yield Reject(number, reason, str(error))
+        if number > before or before == 0:
+            yield Reject(number, reason, str(error))
         return
     except Exception as error:  # file systems over the network have errors of their own
         raise ValueError(f"cannot read {file.address}: {error}") from error
-    if number == 0:
+    if number == 0 and file.span is None:
         yield Reject(0, "empty_file")
+
+
+def cut(file: InputFile, span_bytes: int) -> list[InputFile]:
+    """The spans of a parquet file, each of row groups that take at most `span_bytes` of it, or of a larger one.
+
+    Only the file itself where there is nothing to cut, which is also what is empty or damaged: reading says so.
+    """
+    try:
+        with file.open() as handle, pq.ParquetFile(handle) as table:
+            groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+            rows, weights = ([getattr(each, name) for each in groups] for name in ("num_rows", "total_byte_size"))
+    except _DAMAGE:
+        return [file]
+    if len(groups) < 2 or min(rows) < 1 or min(weights) < 1:
+        return [file]
+    bounds, filled = [0], 0.0
+    sizes = [file.size * weight / sum(weights) for weight in weights]
+    for i, size in enumerate(sizes):
+        if i > bounds[-1] and filled + size > span_bytes:
+            bounds.append(i)
+            filled = 0.0
+        filled += size
+    if len(bounds) == 1:
+        return [file]
+    first = list(itertools.accumulate(rows, initial=1))
+    return [
+        dataclasses.replace(
+            file, size=round(sum(sizes[start:stop])), span=Span(start=start, stop=stop, first_line=first[start])
+        )
+        for start, stop in itertools.pairwise([*bounds, len(groups)])
+    ]
 
 
 def _told(error: BaseException) -> str:
@@ -81,10 +118,10 @@ def _told(error: BaseException) -> str:
     return str(error)
 
 
-def _parquet(handle: Any, columns: Collection[str], needs: str | None) -> Iterator[_Part]:
+def _parquet(span: Span | None, handle: Any, columns: Collection[str], needs: str | None) -> Iterator[_Part]:
     with pq.ParquetFile(handle) as table:
         present = _present(table.schema_arrow, columns, needs)
-        for group in range(table.num_row_groups):
+        for group in range(span.start, span.stop) if span else range(table.num_row_groups):
             about = table.metadata.row_group(group)
             size = max(1, min(_BATCH_ROWS, _BATCH_BYTES * about.num_rows // max(about.total_byte_size, 1)))
             read = functools.partial(table.iter_batches, size, [group], present, use_threads=False)
