@@ -122,10 +122,11 @@ def small_batches(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 def columns(path: Path, names: Sequence[str]) -> list[pa.Array]:
     """Some whole columns of a parquet file."""
-    batches = list(read_batches(path, names))
-    return [pa.concat_arrays([batch.column(name) for batch in batches]) for name in names]
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        table = file.read(list(names), use_threads=False).select(list(names))  # KeyError where there is none of a name
+    return [column.combine_chunks() for column in table.columns]
 
 
 def column(path: Path, name: str) -> pa.Array:
     """One whole column of a parquet file."""
-    return pa.concat_arrays([batch.column(0) for batch in read_batches(path, [name])])
+    return columns(path, [name])[0]

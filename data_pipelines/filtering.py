@@ -146,7 +146,7 @@ def _filter_shard(work: ShardWork) -> list[tasks.Done]:
                     compression = "none" if step == _TEXT else "lz4"
                     writer = parquet_writer(outputs[step], table.schema, compression=compression)
                     writers[step] = stack.enter_context(writer)
-                writers[step].write_batch(table)
+                writers[step].write_table(table)
                 num_bytes[step] += sum(table.column("bytes").to_pylist()) if step == _TEXT else batch.num_rows
                 seconds[step] += time.process_time() - started
     done = []
@@ -168,7 +168,7 @@ def _filter_batch(
     batch: pa.RecordBatch,
     pending: set[str],
     seconds: dict[str, float],
-) -> dict[str, pa.RecordBatch]:
+) -> dict[str, pa.Table]:
     """Attributes, and texts, of one batch of documents by step; adds the CPU time of each to `seconds`."""
     tables: dict[str, list[pa.RecordBatch]] = defaultdict(list)
     for part in small_batches(batch):
@@ -190,7 +190,7 @@ def _filter_batch(
         # Texts and their words refer to each other; left to the collector, those of dozens of parts fill the memory.
         del texts
         gc.collect(1)
-    return {name: pa.concat_batches(parts) for name, parts in tables.items()}
+    return {name: pa.Table.from_batches(parts) for name, parts in tables.items()}
 
 
 def _with_texts(batch: pa.RecordBatch, texts: Texts, rewrites: Sequence[stages.RewriteConfig]) -> pa.RecordBatch:

@@ -28,7 +28,7 @@ from data_pipelines import (
     tokenising,
 )
 from data_pipelines.documents import Shard
-from data_pipelines.engines import Engine
+from data_pipelines.engines import Engine, system_memory
 from data_pipelines.engines.local import LocalEngine
 from data_pipelines.engines.ray import RayEngine
 from data_pipelines.manifest import FORMAT_VERSION, Count, Manifest, SplitCounts, StepCounts, count_step
@@ -69,7 +69,7 @@ def run(config: PipelineConfig, *, console: Console | None = None) -> Manifest:
     stages.check_installed(config.stages)
     normalise.check_installed(config.normalise)
     root = Path(os.path.expandvars(config.output_dir)).expanduser().absolute()
-    with only_user(root), _engine(config, root) as engine, _frozen():
+    with only_user(root), _engine(config, root) as engine, _frozen(), system_memory():
         reporter = Reporter(console or Console(), root / "timings.json")
         manifest = _Run(config, root, engine, reporter).all_steps()
         files.remove_partial(root)

@@ -60,7 +60,7 @@ def select_shard(task: SelectTask) -> tasks.Done:
     ):
         for batch in read_batches(shard_path(task.root, task.shard)):
             rows = slice(start, start + len(batch))
-            reasons = pa.array([why or None for why in verdicts.reasons[rows]], pa.string())
+            reasons = pa.array(verdicts.reasons[rows], pa.string(), mask=verdicts.alive[rows])
             originals = pa.array(verdicts.duplicate_of[rows], pa.string())
             sides = pa.array([is_held_out(task.split, key) for key in batch.column("key").to_pylist()], pa.bool_())
             decisions.write_batch(pa.record_batch([batch.column("id"), reasons, originals, sides], schema=_DECISIONS))

@@ -125,7 +125,7 @@ class Verdicts:
         cuts = pa.StructArray.from_arrays(bounds, fields=list(_CUT))
         offsets = np.searchsorted(self.cuts.rows, np.arange(len(self.reasons) + 1)).astype(np.int32)
         columns = [
-            pa.array([reason or None for reason in self.reasons], pa.string()),
+            pa.array(self.reasons, pa.string(), mask=self.alive),
             pa.array(self.duplicate_of, pa.string()),
             pa.ListArray.from_arrays(offsets, cuts, type=_SCHEMA.field("cuts").type),
         ]
@@ -136,10 +136,12 @@ class Verdicts:
         """What is kept, and what `step` dropped by rule, as JSON values; `sizes` are the bytes of the texts as read."""
         alive = self.alive
         kept_bytes = int((sizes - self.cuts.bytes(len(sizes)))[alive].sum())
-        dropped = collections.Counter(
-            reason.removeprefix(f"{step}.") for reason in self.reasons if reason.startswith(f"{step}.")
-        )
-        return {"kept": int(alive.sum()), "kept_bytes": kept_bytes, "dropped": dict(sorted(dropped.items()))}
+        dropped = {
+            reason.removeprefix(f"{step}."): number
+            for reason, number in sorted(collections.Counter(self.reasons).items())
+            if reason.startswith(f"{step}.")
+        }
+        return {"kept": int(alive.sum()), "kept_bytes": kept_bytes, "dropped": dropped}
 
 
 def verdicts_path(root: Path, step: str, shard: Shard) -> Path:

@@ -22,7 +22,7 @@ def preferences(task: PhaseTask) -> np.ndarray:
     stage, _, attribute = config.score.partition(".")
     try:
         scores = column(measure_path(task.root, stage, task.part.shard), attribute).cast(pa.float64())
-    except (OSError, IndexError, pa.ArrowException) as error:  # no such stage, no such attribute, no numbers
+    except (OSError, KeyError, pa.ArrowException) as error:  # no such stage, no such attribute, no numbers
         raise ValueError(
             f"{task.stage_name}: score = {config.score!r} must be '<stage>.<attribute>' of an earlier stage that "
             f"measures one number: {error}"

@@ -11,9 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import pyarrow as pa
-
-from data_pipelines.engines import LOST_WORKER, num_processors
+from data_pipelines.engines import LOST_WORKER, num_processors, prepare_worker
 
 
 class LocalEngine:
@@ -62,8 +60,7 @@ def _call(function: Callable[[Any], Any], task: Any) -> Any:
 
 def _start_worker(told: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
+    prepare_worker()
     threading.Thread(target=_end_when_told, args=(told,), daemon=True).start()
 
 

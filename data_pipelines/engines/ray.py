@@ -17,12 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 import data_pipelines
 import slmjax
 from data_pipelines import tasks as resumable
-from data_pipelines.engines import LOST_WORKER, num_processors
+from data_pipelines.engines import LOST_WORKER, num_processors, prepare_worker
 from slmjax.config import RayEngineConfig
 
 _OBJECT_STORE_BYTES = 80 << 20  # the least that Ray accepts: results are a few kilobytes
@@ -169,8 +167,7 @@ class _Surroundings:
 
 def _call(surroundings: _Surroundings, function: Callable[[Any], Any], task: Any) -> Any:
     surroundings.take()
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
+    prepare_worker()
     return function(task)
 
 

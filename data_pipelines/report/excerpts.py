@@ -226,18 +226,18 @@ def _attributes(task: ExcerptTask, stage: str, rows: Sequence[int]) -> dict[int,
     path = measure_path(task.root, stage, task.shard)
     if not path.is_file():
         return {}
-    columns = [name for name in pq.read_schema(path).names if name not in ("bands", "digest")]
-    return dict(zip(rows, _rows(path, rows, columns), strict=True))
+    return dict(zip(rows, _rows(path, rows), strict=True))
 
 
-def _rows(path: Path, rows: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The columns of some rows, which are in order."""
-    with pq.ParquetFile(path) as file:
+def _rows(path: Path, rows: Sequence[int], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The columns of some rows, which are in order; all but long hashes where none are named."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        columns = columns or [name for name in file.schema_arrow.names if name not in ("bands", "digest")]
         start = 0
         for number in range(file.num_row_groups):
             end = start + file.metadata.row_group(number).num_rows
             here = rows[bisect.bisect_left(rows, start) : bisect.bisect_left(rows, end)]
             if here:
-                table = file.read_row_group(number, columns=list(columns), use_threads=False)
+                table = file.read_row_group(number, columns=columns, use_threads=False)
                 yield from table.take([row - start for row in here]).to_pylist()
             start = end

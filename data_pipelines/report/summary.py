@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines import tasks
-from data_pipelines.documents import Shard, column, columns, read_batches
+from data_pipelines.documents import Shard, column, read_batches
 from data_pipelines.measuring import measure_path
 from data_pipelines.report import bounds
 from data_pipelines.report.samples import Kind, Sample, choose, merge
@@ -183,9 +183,11 @@ def _cut(root: Path, name: str, config: StageConfig, shard: Shard) -> np.ndarray
 
 def _columns(path: Path) -> Iterator[tuple[str, np.ndarray | pa.Array]]:
     """The attributes of a shard that are numbers, also several for a document, or words."""
-    fields = [field for field in pq.read_schema(path) if field.name not in _NO_MEASUREMENT]
-    names = [field.name for field in fields if _is_shown(field.type)]
-    for name, values in zip(names, columns(path, names), strict=True):
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        fields = [field for field in file.schema_arrow if field.name not in _NO_MEASUREMENT]
+        table = file.read([field.name for field in fields if _is_shown(field.type)], use_threads=False)
+    for name in table.column_names:
+        values = table.column(name).combine_chunks()
         if pa.types.is_string(values.type):
             yield name, values
         elif pa.types.is_fixed_size_list(values.type):
