@@ -138,7 +138,7 @@ class PipelineConfig:
             self.worker_bytes >= MIN_WORKER_BYTES,
             self,
             f"worker_bytes must be at least {MIN_WORKER_BYTES} (1 MiB), got {self.worker_bytes}: stages over the whole "
-            "corpus make a task of each eighth of it; a worker takes some 300 MB beside it",
+            "corpus make a task of each eighth of it; a worker takes hundreds of MB beside it",
         )
         directory(self, "output_dir")
         require("://" not in self.output_dir, self, f"output_dir must be a local directory, got {self.output_dir!r}")
