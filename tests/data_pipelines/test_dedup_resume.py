@@ -181,7 +181,7 @@ def start(tmp_path: Path, folder: Path) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent / "support", here.parents[1])))},
     )
 
 
