@@ -143,7 +143,8 @@ def one_run(options: argparse.Namespace, documents: Path, tokenizer: Path) -> di
         command = [sys.executable, __file__, str(documents), "--child", "--output", folder, "--core", str(options.core)]
         command += ["--tokenizer", str(tokenizer), "--items", str(options.items), "--fields", *options.fields]
         command += ["--keep-all"] * options.keep_all
-        return json.loads(subprocess.check_output(command, text=True))
+        environment = {"NUMPY_MADVISE_HUGEPAGE": "0"} | os.environ  # as `slmjax data` sets it
+        return json.loads(subprocess.check_output(command, text=True, env=environment))
 
 
 def report(runs: Sequence[dict[str, Any]], normalising: float, count: int, num_bytes: int) -> None:

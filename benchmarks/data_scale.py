@@ -106,7 +106,9 @@ def start(config: Any, folder: Path, mode: str = "run") -> subprocess.Popen:
     """Runs a pipeline in a process of its own, which writes to run.log and measured.json in `folder`."""
     (folder / "config.pickle").write_bytes(pickle.dumps(config))
     with open(folder / "run.log", "wb") as log:
-        return subprocess.Popen([sys.executable, __file__, "--child", mode, str(folder)], stdout=log, stderr=log)
+        command = [sys.executable, __file__, "--child", mode, str(folder)]
+        environment = {"NUMPY_MADVISE_HUGEPAGE": "0"} | os.environ  # as `slmjax data` sets it
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def child(mode: str, folder: Path) -> None:
