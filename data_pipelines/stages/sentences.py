@@ -6,9 +6,9 @@ import numpy as np
 
 from data_pipelines.stages import alphabet
 from data_pipelines.stages.compiled import compiled
-from data_pipelines.stages.counting import count as count_flags
 from data_pipelines.stages.texts import Lines
 
+_SPACE = ord(" ")
 _CLOSING_BYTES = 9  # at most so many bytes of quotes and brackets after the end of a sentence are looked through
 
 
@@ -40,46 +40,63 @@ def _by_tokens(lines: Lines) -> np.ndarray:
     White space of more than one space is a token.
     """
     texts, tokens = lines.texts, lines.texts.words("datatrove")
-    stop = (texts.marks_at(tokens.starts) & alphabet.STOP) != 0
-    stop &= texts.chars(tokens.starts, tokens.ends) == 1
-    punctuation = count_flags(texts.marks, alphabet.PUNCTUATION, 0, tokens.starts, tokens.ends) == 0
     first, last = tokens.index(lines.starts), tokens.index(lines.ends)
-    spaced = np.zeros(len(tokens), bool)
-    gaps = tokens.starts[1:] - tokens.ends[:-1]
-    spaced[1:] = (gaps > 1) | ((gaps == 1) & (texts.data[tokens.ends[:-1]] != ord(" ")))
-    spaced[first[first < len(tokens)]] = False
-    events = np.flatnonzero(spaced | ~(stop | punctuation))
-    stops_before = np.append(0, np.cumsum(stop))
-    line = np.searchsorted(last, events, side="right")
-    inside = line < len(lines)
-    events, line = events[inside], line[inside]
-    since = stops_before[first[line]]
-    same = np.flatnonzero(line[1:] == line[:-1]) + 1
-    since[same] = stops_before[events[same - 1]]
-    begins = line[stops_before[events] > since]
-    return 1 + np.bincount(begins, minlength=len(lines))
+    flags = np.uint8(alphabet.STOP), np.uint8(alphabet.PUNCTUATION)
+    return _count_begun(texts.data, tokens.starts, tokens.ends, first, last, alphabet.MARKS.all, *flags)
+
+
+@compiled
+def _character(data, at, table):
+    """Flags and size of the character whose first byte stands at a position.
+
+    `table` has the flags of every code point, and last those of all others.
+    """
+    point, size = np.int64(data[at]), 1
+    if point >= 0x80:
+        size = 2 + (point >= 0xE0) + (point >= 0xF0)
+        point &= 0x7F >> size
+        for i in range(1, size):
+            point = (point << 6) | (data[at + i] & 0x3F)
+    return table[min(point, len(table) - 1)], size
+
+
+@compiled
+def _count_begun(data, starts, ends, first, last, table, stop, punctuation):
+    """Sentences that begin in each line, which has the tokens from `first` to `last`."""
+    number = np.ones(len(first), np.int64)
+    for line in range(len(first)):
+        stopped = False
+        for token in range(first[line], last[line]):
+            flags, size = _character(data, starts[token], table)
+            stops = flags & stop != 0 and ends[token] - starts[token] == size
+            word = not stops
+            if word and flags & punctuation:
+                word, at = False, starts[token] + size
+                while at < ends[token] and not word:
+                    flags, size = _character(data, at, table)
+                    word = flags & punctuation == 0
+                    at += size
+            if not word and token > first[line]:
+                gap = starts[token] - ends[token - 1]
+                word = gap > 1 or (gap == 1 and data[ends[token - 1]] != _SPACE)
+            if word:
+                number[line] += stopped
+                stopped = False
+            stopped |= stops
+    return number
 
 
 @compiled
 def _end_sentences(data, starts, ends, table, stop, closing):
-    """Whether each word ends with a stop, but for bytes of closing quotes and brackets.
-
-    `table` has the flags of every code point, and last those of all others.
-    """
+    """Whether each word ends with a stop, but for bytes of closing quotes and brackets."""
     found = np.zeros(len(starts), np.bool_)
     for word in range(len(starts)):
         at = ends[word] - 1
         for _ in range(_CLOSING_BYTES + 1):
-            point = np.int64(data[at])
-            if point >= 0x80:
-                first = at
-                while data[first] < 0xC0:
-                    first -= 1
-                size = 2 + (data[first] >= 0xE0) + (data[first] >= 0xF0)
-                point = np.int64(data[first]) & (0x7F >> size)
-                for i in range(1, size):
-                    point = (point << 6) | (data[first + i] & 0x3F)
-            flags = table[min(point, len(table) - 1)]
+            first = at
+            while data[first] & 0xC0 == 0x80:
+                first -= 1
+            flags, _ = _character(data, first, table)
             if not flags & closing or at == starts[word]:
                 break
             at -= 1

@@ -7,12 +7,14 @@ import numpy as np
 
 from data_pipelines.stages import alphabet, english
 from data_pipelines.stages.buffer import Buffer
-from data_pipelines.stages.ranges import Words, group
+from data_pipelines.stages.compiled import compiled
+from data_pipelines.stages.ranges import Words
 
 _APOSTROPHES = (0x27, 0x2019)
 _TABLE_BITS = 20
 _MAX_ENTRIES = 1 << 19
 _WHOLE = (0,)
+_ONE = np.uint64(1)
 
 
 def whitespace(texts: Buffer) -> Words:
@@ -58,25 +60,14 @@ def datatrove(chunks: Words) -> Words:
     """
     cuts = _cuts()
     entries = cuts.find(chunks)
-    counts, first = cuts.counts[entries], cuts.first[entries]
-    # Every string between white space becomes as many words as it has pieces.
-    ends = np.cumsum(counts)
-    within = np.arange(int(counts.sum())) - np.repeat(ends - counts, counts)
-    starts = np.repeat(chunks.starts, counts) + cuts.offsets[np.repeat(first, counts) + within]
-    stops = np.append(starts[1:], 0)[: len(starts)]
-    stops[ends - 1] = chunks.ends
-    return Words(chunks.texts, starts, stops)
+    return Words(chunks.texts, *_pieces(chunks.starts, chunks.ends, entries, cuts.first, cuts.offsets))
 
 
 class _Cuts:
-    """Where strings without white space are cut, by their hashes.
-
-    A string is looked for in two places of a table, all strings of a batch at once; where both are taken, in a
-    dictionary. Entry 0 is no string's.
+    """Where strings without white space are cut, by their hashes. Entry 0 is no string's.
 
     Attributes:
-      counts: pieces of each entry.
-      first: index of each entry's first piece in `offsets`.
+      first: index of each entry's first piece in `offsets`, and the number of pieces.
       offsets: where each piece starts, in bytes.
     """
 
@@ -86,51 +77,38 @@ class _Cuts:
 
     def _clear(self) -> None:
         self._table = np.zeros(1 << _TABLE_BITS, np.int32)
-        self._others: dict[int, int] = {}
         self._keys = np.zeros(1, np.uint64)
-        self.counts, self.first, self.offsets = (np.zeros(1, np.int64) for _ in range(3))
+        self.first, self.offsets = np.zeros(2, np.int64), np.zeros(0, np.int64)
 
     def find(self, chunks: Words) -> np.ndarray:
         """The entry of each string, which is made where there is none yet."""
-        if len(self._keys) > _MAX_ENTRIES:
-            self._clear()
         hashes = chunks.hashes
-        entries = np.zeros(len(hashes), np.int32)
-        for place in self._places(hashes):
-            there = self._table[place]
-            found = self._keys[there] == hashes
-            entries[found] = there[found]
+        entries = _look_up(hashes, self._keys, self._table)
         unknown = np.flatnonzero(entries == 0)
-        order, runs = group(hashes[unknown])
-        samples = unknown[order[runs]]
-        known = np.array([self._others.get(key, 0) for key in hashes[samples].tolist()], np.int32)
-        fresh = np.flatnonzero(known == 0)
-        if len(fresh):
-            known[fresh] = self._add(hashes[samples[fresh]], chunks.strings(samples[fresh]))
-        entries[unknown[order]] = np.repeat(known, np.diff(np.append(runs, len(order))))
+        if len(unknown) == 0:
+            return entries
+        fresh, samples = np.unique(hashes[unknown], return_index=True)
+        if len(self._keys) + len(fresh) > _MAX_ENTRIES:
+            self._clear()
+            if len(chunks) > len(unknown):
+                return self.find(chunks)
+        self._add(fresh, chunks.strings(unknown[samples]))
+        entries[unknown] = _look_up(hashes[unknown], self._keys, self._table)
         return entries
 
-    def _places(self, hashes: np.ndarray) -> list[np.ndarray]:
-        shift = np.uint64(64 - _TABLE_BITS)
-        return [(hashes >> shift).view(np.int64), ((hashes << np.uint64(_TABLE_BITS)) >> shift).view(np.int64)]
-
-    def _add(self, hashes: np.ndarray, strings: list[str]) -> np.ndarray:
-        """Makes the entries of different strings, and returns them."""
+    def _add(self, hashes: np.ndarray, strings: list[str]) -> None:
+        """Makes the entries of different strings."""
+        while 2 * (len(self._keys) + len(hashes)) > len(self._table):  # only of a batch with very many strings
+            self._table = np.zeros(2 * len(self._table), np.int32)
+            _enter(self._keys, 1, self._table)
         split = self._rules.split
         offsets = [_offsets(split(string)) for string in strings]
         counts = np.fromiter(map(len, offsets), np.int64, len(offsets))
-        entries = np.arange(len(self._keys), len(self._keys) + len(hashes), dtype=np.int32)
+        number = len(self._keys)
         self._keys = np.concatenate([self._keys, hashes])
-        self.first = np.concatenate([self.first, len(self.offsets) + np.cumsum(counts) - counts])
-        self.counts = np.concatenate([self.counts, counts])
+        self.first = np.concatenate([self.first, self.first[-1] + np.cumsum(counts)])
         self.offsets = np.concatenate([self.offsets, np.fromiter(itertools.chain.from_iterable(offsets), np.int64)])
-        left = np.ones(len(hashes), bool)
-        for place in self._places(hashes):
-            free = np.flatnonzero(left & (self._table[place] == 0))
-            self._table[place[free]] = entries[free]
-            left[self._table[place] == entries] = False
-        self._others.update(zip(hashes[left].tolist(), entries[left].tolist(), strict=True))
-        return entries
+        _enter(self._keys, number, self._table)
 
 
 def _offsets(pieces: list[str]) -> tuple[int, ...]:
@@ -144,3 +122,45 @@ def _offsets(pieces: list[str]) -> tuple[int, ...]:
 @functools.cache
 def _cuts() -> _Cuts:
     return _Cuts()
+
+
+@compiled
+def _look_up(hashes, keys, table):
+    """Index of each hash among the keys, 0 where it is none; `table` has the keys at their lowest bits or after."""
+    entries = np.empty(len(hashes), np.int64)
+    mask = np.uint64(len(table) - 1)
+    for i in range(len(hashes)):
+        place = hashes[i] & mask
+        while table[place] != 0 and keys[table[place]] != hashes[i]:
+            place = (place + _ONE) & mask
+        entries[i] = table[place]
+    return entries
+
+
+@compiled
+def _enter(keys, first, table):
+    """Enters keys from `first` on."""
+    mask = np.uint64(len(table) - 1)
+    for entry in range(first, len(keys)):
+        place = keys[entry] & mask
+        while table[place] != 0:
+            place = (place + _ONE) & mask
+        table[place] = entry
+
+
+@compiled
+def _pieces(chunk_starts, chunk_ends, entries, first, offsets):
+    """Where the pieces of all strings start and end."""
+    number = 0
+    for i in range(len(entries)):
+        number += first[entries[i] + 1] - first[entries[i]]
+    starts, ends = np.empty(number, np.int64), np.empty(number, np.int64)
+    at = 0
+    for i in range(len(entries)):
+        for piece in range(first[entries[i]], first[entries[i] + 1]):
+            starts[at] = chunk_starts[i] + offsets[piece]
+            if piece > first[entries[i]]:
+                ends[at - 1] = starts[at]
+            at += 1
+        ends[at - 1] = chunk_ends[i]
+    return starts, ends
