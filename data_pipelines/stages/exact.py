@@ -85,7 +85,7 @@ def _characters() -> np.ndarray:
     """Of every code point whether it is white space or a capital; of the others of ASCII what they become."""
     kinds = alphabet.KINDS.all
     points = [point for point in range(len(kinds) - 1) if not 0xD800 <= point < 0xE000]
-    characters = pa.array(map(chr, points), pa.string())
+    characters = pa.array(list(map(chr, points)), pa.string())
     changes = pc.call_function("not_equal", [pc.call_function("utf8_lower", [characters]), characters])
     found = np.zeros(len(kinds), np.int16)
     found[points] = np.where(changes.to_numpy(zero_copy_only=False), _CAPITAL, 0)
