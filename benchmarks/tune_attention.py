@@ -65,7 +65,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for head_dim in args.head_dims:
         for shared in HEADS:
-            rows = tune(head_dim, shared, args.lengths, survivors[f"{head_dim},{shared}"])
+            rows = tune(head_dim, shared, args.lengths, survivors[f"{head_dim},{shared}"], args.jobs)
             write(args.output, kind, rows)
 
 
@@ -134,7 +134,7 @@ def kernel(tiling: Any, head_dim: int):
             return lambda *arrays: attention_forward(*arrays, None, **options)
 
 
-def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int]) -> list[tilings.Measured]:
+def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int], jobs: int) -> list[tilings.Measured]:
     """Measures the candidates at every length and returns the fastest of each kind of mask and length."""
     all_of_them = candidates(head_dim, shared)
     default = tilings.default_tiling(head_dim, heads_per_group=HEADS[shared][0] // HEADS[shared][1])
@@ -147,7 +147,7 @@ def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int]) ->
     rows = []
     wanted: dict[str, set[Any]] = {mask: set(chosen) for mask in KINDS}
     for length in [FIRST_LENGTH, *lengths]:
-        measured = times(head_dim, shared, length, wanted)
+        measured = times(head_dim, shared, length, wanted, jobs)
         for mask, of_mask in measured.items():
             ranked = sorted(of_mask, key=of_mask.__getitem__)
             groups = [[t for t in ranked if group(t)] for group in (is_forward, is_backward, is_split)]
@@ -186,8 +186,10 @@ def is_split(tiling: Any) -> bool:
     return isinstance(tiling, SplitTiling)
 
 
-def times(head_dim: int, shared: bool, length: int, wanted: dict[str, set[Any]]) -> dict[Any, dict[Any, float]]:
-    """Milliseconds of the tilings wanted of each kind of mask; each is compiled once."""
+def times(
+    head_dim: int, shared: bool, length: int, wanted: dict[str, set[Any]], jobs: int
+) -> dict[Any, dict[Any, float]]:
+    """Milliseconds of the tilings wanted of each kind of mask; each is compiled once, several at one time."""
     B = max(TOKENS // length, 1)
     q_BTNH, k_BSKH, v_BSKH, dout_BTNH = inputs((B, length, *HEADS[shared], head_dim))
     default = tilings.default_tiling(head_dim, heads_per_group=HEADS[shared][0] // HEADS[shared][1])
@@ -198,17 +200,26 @@ def times(head_dim: int, shared: bool, length: int, wanted: dict[str, set[Any]])
         out_BTNH, lse_BNT = forward(q_BTNH, k_BSKH, v_BSKH, *span)
         delta_BNT = jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32), axis=-1).swapaxes(1, 2)
         cases[mask] = (span, lse_BNT, delta_BNT)
-    measured: dict[Any, dict[Any, float]] = {mask: {} for mask in KINDS}
-    for tiling in sorted(set().union(*wanted.values()), key=str):
-        function = jax.jit(kernel(tiling, head_dim))
-        for mask, (span, lse_BNT, delta_BNT) in cases.items():
-            if tiling not in wanted[mask]:
-                continue
-            arrays = (q_BTNH, k_BSKH, v_BSKH)
-            if not is_forward(tiling):
-                arrays = (*arrays, dout_BTNH, lse_BNT, delta_BNT)
-            measured[mask][tiling] = milliseconds(function, *arrays, *span, calls=10, repetitions=3)
-    return measured
+
+    def arguments(tiling: Any, mask: str) -> tuple[jax.Array, ...]:
+        span, lse_BNT, delta_BNT = cases[mask]
+        saved = () if is_forward(tiling) else (dout_BTNH, lse_BNT, delta_BNT)
+        return (q_BTNH, k_BSKH, v_BSKH, *saved, *span)
+
+    def compiled(tiling: Any):
+        return jax.jit(kernel(tiling, head_dim)).lower(*arguments(tiling, "causal")).compile()
+
+    every = sorted(set().union(*wanted.values()), key=str)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        functions = list(pool.map(compiled, every))
+    return {
+        mask: {
+            tiling: milliseconds(function, *arguments(tiling, mask), calls=10, repetitions=3)
+            for tiling, function in zip(every, functions, strict=True)
+            if tiling in wanted[mask]
+        }
+        for mask in KINDS
+    }
 
 
 def write(path: Path, kind: str, rows: list[tilings.Measured]) -> None:
