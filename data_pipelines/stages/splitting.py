@@ -150,7 +150,10 @@ def _enter(keys, first, table):
 
 @compiled
 def _pieces(chunk_starts, chunk_ends, entries, first, offsets):
-    """Where the pieces of all strings start and end."""
+    """Where the pieces of all strings start and end.
+
+    Strings can be made whose hashes are equal; what is cut as a longer one was has its last pieces empty.
+    """
     number = 0
     for i in range(len(entries)):
         number += first[entries[i] + 1] - first[entries[i]]
@@ -158,7 +161,7 @@ def _pieces(chunk_starts, chunk_ends, entries, first, offsets):
     at = 0
     for i in range(len(entries)):
         for piece in range(first[entries[i]], first[entries[i] + 1]):
-            starts[at] = chunk_starts[i] + offsets[piece]
+            starts[at] = min(chunk_starts[i] + offsets[piece], chunk_ends[i])
             if piece > first[entries[i]]:
                 ends[at - 1] = starts[at]
             at += 1

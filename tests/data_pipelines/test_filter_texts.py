@@ -267,3 +267,18 @@ def test_slices_of_columns_and_large_documents():
     assert long.words("whitespace").bytes.tolist() == [10_000_000, 1]
     assert len(set(long.words("whitespace").hashes.tolist())) == 2
     assert long.words("datatrove").per_document.tolist() == [1, 1]
+
+
+# Blocks that were looked for until their hash was that of the longer string: 600,000 bytes, 200,008 pieces.
+_COLLIDING = "xxxxxxxxRsEwsBOvCNy7nQUwj4tU76onsOJfIp5Ozzzzzzzz"
+
+
+def test_a_string_that_has_the_hash_of_a_longer_one_gets_no_words_outside_of_it():
+    longer = ("(a-b)." * 100_000)[:600_000]
+    assert len(set(Texts.of([longer, _COLLIDING]).words("whitespace").hashes.tolist())) == 1
+    Texts.of([longer]).words("datatrove")  # and remembers how it is cut
+    words = Texts.of([f"text {_COLLIDING}"]).words("datatrove")
+    assert words.starts[0] == 1
+    assert words.ends[-1] == words.texts.ends[0]
+    assert (words.starts <= words.ends).all()
+    assert (words.ends[:-1] <= words.starts[1:]).all()
