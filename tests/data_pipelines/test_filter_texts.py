@@ -274,7 +274,7 @@ _COLLIDING = "xxxxxxxxRsEwsBOvCNy7nQUwj4tU76onsOJfIp5Ozzzzzzzz"
 
 
 def test_a_string_that_has_the_hash_of_a_longer_one_gets_no_words_outside_of_it():
-    longer = ("(a-b)." * 100_000)[:600_000]
+    longer = "(a-b)." * 100_000
     assert len(set(Texts.of([longer, _COLLIDING]).words("whitespace").hashes.tolist())) == 1
     Texts.of([longer]).words("datatrove")  # and remembers how it is cut
     words = Texts.of([f"text {_COLLIDING}"]).words("datatrove")
