@@ -1,13 +1,17 @@
 """Loops that numba compiles: what they may use, and where they can be kept."""
 
 import ast
+import errno
 import importlib
 import inspect
+import os
 import pkgutil
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from numba.core.caching import IndexDataCacheFile
 from numba.core.registry import CPUDispatcher
 
 import data_pipelines
@@ -43,6 +47,45 @@ def test_where_no_directory_can_be_written_to_code_is_compiled_and_not_kept():
     names = {"np": np}
     exec(compile("def double(values):\n    return values + values\n", "<nowhere>", "exec"), names)
     assert compiled(names["double"])(np.arange(3)).tolist() == [0, 2, 4]
+
+
+def _twice(directory):
+    """Runs a loop in a process of its own, which keeps its code below a directory; returns two sums, and loads."""
+    (directory / "loops.py").write_text(
+        "import numpy as np\nfrom data_pipelines.stages.compiled import compiled\n\n\n@compiled\n"
+        "def total(values):\n    return values.sum()\n\n\n"
+        "if __name__ == '__main__':\n    print(total(np.arange(4)), total(np.ones(3)), end=' ')\n"
+        "    print(total.stats.cache_hits.total())\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(directory / "kept"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(directory / "loops.py")]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+
+def test_code_that_is_kept_is_used_unless_it_is_broken(tmp_path):
+    assert _twice(tmp_path) == ["6", "3.0", "0"]
+    assert _twice(tmp_path) == ["6", "3.0", "2"]
+    first, second = sorted(tmp_path.glob("kept/*/*.nbc"))
+    (index,) = tmp_path.glob("kept/*/*.nbi")
+    second.write_bytes(first.read_bytes())  # as two processes can leave it
+    assert _twice(tmp_path) == ["6", "3.0", "1"]
+    assert _twice(tmp_path) == ["6", "3.0", "2"]
+    for file in (first, index):
+        file.write_bytes(file.read_bytes()[:20])
+        assert _twice(tmp_path)[:2] == ["6", "3.0"]
+        assert _twice(tmp_path) == ["6", "3.0", "2"]
+
+
+def test_on_a_full_disk_code_is_compiled_and_not_kept(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(IndexDataCacheFile, "_save_data", fail)
+    assert compiled(_double)(np.arange(3)).tolist() == [0, 2, 4]
+
+
+def _double(values):
+    return values + values
 
 
 def test_without_numba_one_line_says_what_to_install(monkeypatch):
