@@ -55,7 +55,7 @@ def show_summary(
             terminal.show_output(console, output, stages)
             return
         content: dict[str, Any] = {
-            "finished": output.complete,
+            "finished": output.manifest is not None,
             "steps": output.finished,
             "funnel": [dataclasses.asdict(row) for row in output.funnel()],
             "attributes": {

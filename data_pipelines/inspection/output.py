@@ -89,10 +89,14 @@ class Output:
         timings = _json(root / "timings.json")
         self.finished: list[str] = list(timings) if isinstance(timings, dict) else []
 
-    @property
-    def complete(self) -> bool:
-        """Whether the last run came to its end."""
-        return "stores" in self.finished and (self.root / "manifest.json").is_file()
+    @functools.cached_property
+    def manifest(self) -> Manifest | None:
+        """That of the last run; None where it has not come to its end, and manifest.json is of an earlier one."""
+        path = self.root / "manifest.json"
+        if not {"stores", "report"} <= set(self.finished) or not path.is_file():
+            return None
+        manifest = Manifest.load(path)
+        return manifest if manifest.config == self._config else None  # else stopped just before it was saved
 
     @functools.cached_property
     def config(self) -> PipelineConfig | None:
@@ -164,8 +168,8 @@ class Output:
 
     def funnel(self) -> list[StepCounts]:
         """A row for each finished step and source, as in the manifest."""
-        if self.complete:
-            return list(Manifest.load(self.root / "manifest.json").steps)
+        if self.manifest is not None:
+            return list(self.manifest.steps)
         sources: dict[str, list[dict[str, Any]]] = {}
         for name, unit in self.markers("read").items():
             sources.setdefault(self._source(name, unit), []).append(unit)

@@ -13,7 +13,7 @@ from data_pipelines.inspection.output import Bound, Output
 from data_pipelines.inspection.query import Record
 from data_pipelines.inspection.summary import QUANTILES, Range
 from data_pipelines.inspection.visible import visible
-from data_pipelines.manifest import Manifest, StepCounts
+from data_pipelines.manifest import StepCounts
 
 _LONGEST = 200  # characters of a value
 
@@ -81,9 +81,9 @@ def as_json(record: Record) -> dict[str, Any]:
 def show_output(console: Console, output: Output, stages: dict[str, dict[str, Range]]) -> None:
     """The summary of a pipeline's output: where things lie, funnel, what was measured."""
     _line(console, visible(output.root), "bold")
-    steps = ["read", "measure", *output.stages, "select", "tokenise", "stores"]
+    steps = ["read", "measure", *output.stages, "select", "tokenise", "stores", "report"]
     left = [step for step in steps if step not in output.finished]
-    if output.complete:
+    if output.manifest is not None:
         _line(console, "finished")
     else:
         _line(
@@ -111,8 +111,8 @@ def show_output(console: Console, output: Output, stages: dict[str, dict[str, Ra
             console.print(_ranges(console.width, found, stage, output, dropped))
     if not all(each.exact for found in stages.values() for each in found.values()):
         _line(console, "quantiles are those of a sample of some 50,000 documents", "dim")
-    if output.complete:
-        for name, split in Manifest.load(output.root / "manifest.json").splits.items():
+    if output.manifest is not None:
+        for name, split in output.manifest.splits.items():
             _line(
                 console,
                 f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.2f} MB, {split.tokens:,} tokens, "

@@ -223,7 +223,8 @@ class TrackingConfig:
     Attributes:
       log_every_steps: distance between logged steps.
       wandb: or None.
-      profile_steps: first and last step (exclusive) of a profiler trace in <output_dir>/profile, or None.
+      profile_steps: first and last step (exclusive) of a profiler trace in <output_dir>/profile, or None; without
+        Python's calls.
     """
 
     log_every_steps: int = 10

@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from data_pipelines import filtering, selecting
+from data_pipelines import run as pipeline
 from data_pipelines.inspection import summary
 from data_pipelines.inspection.corpora import Block
 from data_pipelines.inspection.output import Bound, Output
@@ -246,6 +247,32 @@ def test_an_unfinished_run_shows_what_it_came_to(tmp_path, monkeypatch):
     assert "unfinished: the last run came to measure" in inspect(root)
     assert "did not come to near_dedup, only to quarantine" in inspect(root, "--step", "near_dedup", status=1)
     assert {row["reason"] for row in documents(root, "--limit", 0)} == {None}
+
+
+def test_a_run_is_finished_once_its_own_manifest_is_written(output, tmp_path, monkeypatch):
+    shutil.copytree(output, tmp_path / "out")
+    for name in ("good.jsonl", "bad.jsonl", "exam.jsonl"):
+        shutil.copy(output.parent / name, tmp_path)
+    config = config_of(tmp_path)
+    strict = dataclasses.replace(config, stages=(LengthFilterConfig(min_words=60), *config.stages[1:]))
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    for stopped, name, came in ((pipeline.report, "write", "report"), (pipeline.files, "remove_partial", "its end")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(stopped, name, stop)
+            run(strict, console=Console(file=io.StringIO()))
+        shown = inspect(tmp_path / "out")
+        assert f"unfinished: the last run came to {came};" in shown
+        assert "are of an earlier run" in shown
+        assert "\ntrain: " not in shown  # the sizes of the earlier run's stores
+        told = json.loads(inspect(tmp_path / "out", "--json"))
+        assert told["finished"] is False
+        lost = [row["dropped"] for row in told["funnel"] if (row["step"], row["source"]) == ("length_filter", "bad")]
+        assert lost == [{"min_words": 2}]  # and not as in the manifest of the earlier run
+    run(strict, console=Console(file=io.StringIO()))
+    assert inspect(tmp_path / "out").splitlines()[1] == "finished"
 
 
 @pytest.mark.parametrize(
