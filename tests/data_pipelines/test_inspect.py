@@ -254,7 +254,7 @@ def test_a_run_is_finished_once_its_own_manifest_is_written(output, tmp_path, mo
     for name in ("good.jsonl", "bad.jsonl", "exam.jsonl"):
         shutil.copy(output.parent / name, tmp_path)
     config = config_of(tmp_path)
-    strict = dataclasses.replace(config, stages=(LengthFilterConfig(min_words=60), *config.stages[1:]))
+    strict = dataclasses.replace(config, stages=(LengthFilterConfig(min_words=20, max_words=70), *config.stages[1:]))
 
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -270,7 +270,7 @@ def test_a_run_is_finished_once_its_own_manifest_is_written(output, tmp_path, mo
         told = json.loads(inspect(tmp_path / "out", "--json"))
         assert told["finished"] is False
         lost = [row["dropped"] for row in told["funnel"] if (row["step"], row["source"]) == ("length_filter", "bad")]
-        assert lost == [{"min_words": 2}]  # and not as in the manifest of the earlier run
+        assert lost == [{"max_words": 1, "min_words": 1}]  # and not as in the manifest of the earlier run
     run(strict, console=Console(file=io.StringIO()))
     assert inspect(tmp_path / "out").splitlines()[1] == "finished"
 
