@@ -87,7 +87,9 @@ class PipelineCorpus:
         self._last = step or (output.decided[-1] if output.decided else None)
         self.columns = ["id", "source", "bytes", "reason", "duplicate_of", "side"]
         if not output.shards:
-            raise ValueError(f"{output.root} has no documents yet: its last run has not finished reading")
+            done = "read" in output.finished
+            why = "could not read one: see --step quarantine" if done else "has not finished reading"
+            raise ValueError(f"{output.root} has no documents: its last run {why}")
         first = output.shards[0]
         measured = [step] if step else output.decided
         self.attributes = [f"{stage}.{name}" for stage in measured for name in output.attributes(stage, first)]

@@ -17,45 +17,50 @@ from data_pipelines.inspection.query import Query, resolve, select
 from slmjax.data.tokenizer import Tokenizer
 
 
+def open_output(place: str) -> Output | None:
+    """The pipeline's output that a place is, None where it is something else."""
+    path = Path(place).expanduser()
+    is_output = (path / "work" / "plan.json").is_file() and not (path / "metadata.json").is_file()
+    return Output(path) if is_output else None
+
+
 def open_corpus(
     place: str, *, step: str | None = None, tokenizer: Path | None = None, text_field: str | None = None
-) -> tuple[Corpus, Output | None]:
-    """The documents of a place and, of a pipeline, its output. Raises ValueError where there are none."""
+) -> Corpus:
+    """The documents of a place. Raises ValueError where there are none."""
     path = Path(place).expanduser()
-    output = None
-    if (path / "metadata.json").is_file():
-        corpus = StoreCorpus(path, tokenizer)
-    elif (path / "work" / "plan.json").is_file():
-        output = Output(path)
+    if (output := open_output(place)) is not None:
         if step == "quarantine":
-            return QuarantineCorpus(output), output
+            return QuarantineCorpus(output)
         if step in (None, *output.decided):
-            return PipelineCorpus(output, step), output
+            return PipelineCorpus(output, step)
         known = ["quarantine", *output.decided]
         if step in output.stages:
             raise ValueError(f"the last run in {place} did not come to {step}, only to {', '.join(known)}")
         raise ValueError(f"{place} has no stage {step!r}, only {', '.join(known)}")
+    if (path / "metadata.json").is_file():
+        corpus = StoreCorpus(path, tokenizer)
     elif (path / "manifest.json").is_file() and (path / "documents").is_dir():  # work was removed
         corpus = FilesCorpus(str(path / "documents"), text_field)
     else:
         corpus = FilesCorpus(place, text_field)
     if step is not None:
         raise ValueError(f"--step is for the output of a pipeline with its directory work, which {place} is not")
-    return corpus, output
+    return corpus
 
 
 def show_summary(
     place: str, console: Console, *, as_json: bool, tokenizer: Path | None, text_field: str | None
 ) -> None:
     """Prints what lies in a place."""
-    corpus, output = open_corpus(place, tokenizer=tokenizer, text_field=text_field)
-    if output is not None:
+    if (output := open_output(place)) is not None:
         stages = summary.of_stages(output)
         if not as_json:
             terminal.show_output(console, output, stages)
             return
         content: dict[str, Any] = {
             "finished": output.manifest is not None,
+            "state": output.state,
             "steps": output.finished,
             "funnel": [dataclasses.asdict(row) for row in output.funnel()],
             "attributes": {
@@ -64,6 +69,7 @@ def show_summary(
             "bounds": {stage: {bound.rule: bound.allowed for bound in output.bounds(stage)} for stage in stages},
         }
     else:
+        corpus = open_corpus(place, tokenizer=tokenizer, text_field=text_field)
         found = summary.of_corpus(corpus)
         described = corpus.metadata() if isinstance(corpus, StoreCorpus) else {}
         if isinstance(corpus, FilesCorpus):
@@ -88,7 +94,7 @@ def show_documents(
     text_field: str | None,
 ) -> None:
     """Prints the documents that a query asks for."""
-    corpus, _ = open_corpus(place, step=step, tokenizer=tokenizer, text_field=text_field)
+    corpus = open_corpus(place, step=step, tokenizer=tokenizer, text_field=text_field)
     if query.source is not None and isinstance(corpus, PipelineCorpus):
         corpus.require_source(query.source)
     loaded = Tokenizer.load(tokenizer) if tokenizer is not None else None

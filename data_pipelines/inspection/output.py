@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +17,11 @@ from data_pipelines.manifest import Count, Manifest, StepCounts, count_step
 from data_pipelines.measuring import measure_path
 from data_pipelines.reading import shard_path
 from data_pipelines.verdicts import verdicts_path
-from slmjax.config import PipelineConfig
+from slmjax.config import DecontaminationConfig, PipelineConfig, TrainTokenizerConfig
 from slmjax.config.filters import RewriteConfig
 from slmjax.config.resolved import from_json
 from slmjax.config.typed import ConfigError
+from slmjax.data.exclusive import is_used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +98,24 @@ class Output:
             return None
         manifest = Manifest.load(path)
         return manifest if manifest.config == self._config else None  # else stopped just before it was saved
+
+    @property
+    def state(self) -> Literal["finished", "empty", "running", "unfinished"]:
+        """What became of the last run; empty is one that ended with its report, as there was nothing to train on."""
+        if self.manifest is not None:
+            return "finished"
+        if "report" in self.finished and "stores" not in self.finished:
+            return "empty"
+        return "running" if is_used(self.root) else "unfinished"
+
+    @property
+    def steps(self) -> list[str]:
+        """Names of the steps that the config of the last run has, in order; counting lines is a part of reading."""
+        evaluations = any(isinstance(stage, DecontaminationConfig) for stage in self.stages.values())
+        trained = self.config is not None and isinstance(self.config.tokenizer, TrainTokenizerConfig)
+        optional = {"evaluations": evaluations, "tokenizer": trained}
+        names = ["read", "evaluations", "measure", *self.stages, "select", "tokenizer", "tokenise", "stores", "report"]
+        return [name for name in names if optional.get(name, True)]
 
     @functools.cached_property
     def config(self) -> PipelineConfig | None:

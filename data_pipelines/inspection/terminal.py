@@ -81,27 +81,16 @@ def as_json(record: Record) -> dict[str, Any]:
 def show_output(console: Console, output: Output, stages: dict[str, dict[str, Range]]) -> None:
     """The summary of a pipeline's output: where things lie, funnel, what was measured."""
     _line(console, visible(output.root), "bold")
-    steps = ["read", "measure", *output.stages, "select", "tokenise", "stores", "report"]
-    left = [step for step in steps if step not in output.finished]
-    if output.manifest is not None:
-        _line(console, "finished")
-    else:
-        _line(
-            console,
-            f"unfinished: the last run came to {left[0] if left else 'its end'}; the same command goes on",
-            "yellow",
-        )
-        if (output.root / "manifest.json").is_file():
-            _line(
-                console,
-                "manifest.json, the stores and whatever else comes after that step are of an earlier run",
-                "yellow",
-            )
+    funnel = output.funnel()
+    _line(console, *_state(output, funnel))
+    if output.manifest is None and (output.root / "manifest.json").is_file():
+        empty = output.state == "empty"  # it has a report of its own
+        what = "the tokenizer and the stores" if empty else "what comes after that step"
+        _line(console, f"manifest.json and {what} are of an earlier run", "yellow")
     for name, what in _PLACES.items():
         if (output.root / name).exists():
             _line(console, f"  {name:<20} {what}")
     console.print()
-    funnel = output.funnel()
     console.print(funnel_table(funnel))
     dropped = collections.Counter()
     for row in funnel:
@@ -118,6 +107,24 @@ def show_output(console: Console, output: Output, stages: dict[str, dict[str, Ra
                 f"{name}: {split.documents:,} documents, {split.bytes / 1e6:,.2f} MB, {split.tokens:,} tokens, "
                 f"{split.bytes_per_token:.2f} bytes a token",
             )
+
+
+def _state(output: Output, funnel: Sequence[StepCounts]) -> tuple[str, str]:
+    """What became of the last run, and the style of the line."""
+    left = [step for step in output.steps if step not in output.finished]
+    came = left[0] if left else "its end"
+    match output.state:
+        case "finished":
+            return "finished", ""
+        case "running":
+            return f"running now: it has come to {came}", "green"
+        case "unfinished":
+            return f"unfinished: the last run came to {came}; the same command goes on", "yellow"
+        case "empty":
+            kept = sum(row.kept.documents for row in funnel if row.step == funnel[-1].step)
+            why = "one side of the split is empty" if kept else "no document was left"
+            last = "select" if "select" in output.finished else "read"
+            return f"ended after {last}: {why}; report.html shows why", "yellow"
 
 
 _PLACES = {

@@ -14,7 +14,7 @@ from inspected_output import NUM_GOOD, build, config_of, text_of
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_pipelines import filtering, selecting
+from data_pipelines import decontaminate, filtering, selecting, tokenising
 from data_pipelines import run as pipeline
 from data_pipelines.inspection import summary
 from data_pipelines.inspection.corpora import Block
@@ -22,7 +22,14 @@ from data_pipelines.inspection.output import Bound, Output
 from data_pipelines.inspection.visible import visible
 from data_pipelines.run import run
 from slmjax import cli
-from slmjax.config import FilesSourceConfig, LengthFilterConfig, RepetitionFilterConfig
+from slmjax.config import (
+    FilesSourceConfig,
+    LengthFilterConfig,
+    RepetitionFilterConfig,
+    SplitConfig,
+    TrainTokenizerConfig,
+)
+from slmjax.data.exclusive import only_user
 from slmjax.data.token_store import TokenStore
 
 
@@ -250,19 +257,17 @@ def test_an_unfinished_run_shows_what_it_came_to(tmp_path, monkeypatch):
 
 
 def test_a_run_is_finished_once_its_own_manifest_is_written(output, tmp_path, monkeypatch):
-    shutil.copytree(output, tmp_path / "out")
-    for name in ("good.jsonl", "bad.jsonl", "exam.jsonl"):
-        shutil.copy(output.parent / name, tmp_path)
-    config = config_of(tmp_path)
+    config = copy_of(output, tmp_path)
     strict = dataclasses.replace(config, stages=(LengthFilterConfig(min_words=20, max_words=70), *config.stages[1:]))
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     for stopped, name, came in ((pipeline.report, "write", "report"), (pipeline.files, "remove_partial", "its end")):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(stopped, name, stop)
-            run(strict, console=Console(file=io.StringIO()))
+            with pytest.raises(KeyboardInterrupt):
+                run(strict, console=Console(file=io.StringIO()))
         shown = inspect(tmp_path / "out")
         assert f"unfinished: the last run came to {came};" in shown
         assert "are of an earlier run" in shown
@@ -273,6 +278,65 @@ def test_a_run_is_finished_once_its_own_manifest_is_written(output, tmp_path, mo
         assert lost == [{"max_words": 1, "min_words": 1}]  # and not as in the manifest of the earlier run
     run(strict, console=Console(file=io.StringIO()))
     assert inspect(tmp_path / "out").splitlines()[1] == "finished"
+
+
+def copy_of(output, tmp_path):
+    """The output and its inputs at another place; returns its config."""
+    shutil.copytree(output, tmp_path / "out")
+    for name in ("good.jsonl", "bad.jsonl", "exam.jsonl"):
+        shutil.copy(output.parent / name, tmp_path)
+    return config_of(tmp_path)
+
+
+def test_a_run_that_left_nothing_names_its_report(output, tmp_path):
+    config = copy_of(output, tmp_path)
+    strict = dataclasses.replace(config, stages=(LengthFilterConfig(min_words=500), *config.stages[1:]))
+    with pytest.raises(ValueError, match="dropped every document"):
+        run(strict, console=Console(file=io.StringIO()))
+    lines = inspect(tmp_path / "out").splitlines()
+    assert lines[1:3] == [
+        "ended after select: no document was left; report.html shows why",
+        "manifest.json and the tokenizer and the stores are of an earlier run",
+    ]
+    assert json.loads(inspect(tmp_path / "out", "--json"))["state"] == "empty"
+    one_side = dataclasses.replace(config, split=SplitConfig(held_out_fraction=1e-9))
+    with pytest.raises(ValueError, match="held_out side of the split is empty"):
+        run(one_side, console=Console(file=io.StringIO()))
+    assert "ended after select: one side of the split is empty; report.html" in inspect(tmp_path / "out")
+    for name in ("good.jsonl", "bad.jsonl"):
+        (tmp_path / name).write_text("{broken")
+    with pytest.raises(ValueError, match="not one document could be read"):
+        run(config, console=Console(file=io.StringIO()))
+    assert "ended after read: no document was left; report.html" in inspect(tmp_path / "out")
+    assert "could not read one: see --step quarantine" in inspect(tmp_path / "out", "--kept", status=1)
+
+
+def test_a_run_at_work_is_told_from_one_that_was_stopped(output, tmp_path, monkeypatch):
+    config = copy_of(output, tmp_path)
+    for changed, module, function, came in (
+        ({"tokenizer": TrainTokenizerConfig(vocab_size=331)}, tokenising, "train", "tokenizer"),
+        ({"stages": (dataclasses.replace(config.stages[4], ngram=8),)}, decontaminate, "make_index", "evaluations"),
+    ):
+        during = []
+
+        def stop(_, during=during):
+            during.append(inspect(tmp_path / "out").splitlines()[1])
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(dataclasses.replace(config, **changed), console=Console(file=io.StringIO()))
+        assert during == [f"running now: it has come to {came}"]
+        assert inspect(tmp_path / "out").splitlines()[1] == (
+            f"unfinished: the last run came to {came}; the same command goes on"
+        )
+    with only_user(tmp_path / "out"):
+        told = json.loads(inspect(tmp_path / "out", "--json"))
+        assert (told["finished"], told["state"]) == (False, "running")
+    run(dataclasses.replace(config, stages=()), console=Console(file=io.StringIO()))
+    with only_user(tmp_path / "out"):  # that has not begun with the first step
+        assert inspect(tmp_path / "out").splitlines()[1] == "finished"
 
 
 @pytest.mark.parametrize(
