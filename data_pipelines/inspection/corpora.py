@@ -5,6 +5,7 @@ A block is what is in memory at one time; of its columns and texts only those ar
 
 import collections
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -100,6 +101,13 @@ class PipelineCorpus:
         names = sorted({shard.source for shard in self._output.shards})
         if name not in names:
             raise ValueError(f"{self._output.root} has no source {name!r}, only {', '.join(names)}")
+
+    def require_rule(self, name: str) -> None:
+        """Raises ValueError where no stage is called so, or has a rule of this name."""
+        rules = self._output.rules()
+        known = [f"{stage}.{rule}" for stage, own in rules.items() for rule in own]
+        if name not in (*rules, *itertools.chain(*rules.values()), *known):
+            raise ValueError(f"{self._output.root} has no stage or rule {name!r}, only {', '.join(known) or 'none'}")
 
     def blocks(self) -> Iterator[Block]:
         """A block for each shard."""

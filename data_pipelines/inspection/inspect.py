@@ -95,8 +95,11 @@ def show_documents(
 ) -> None:
     """Prints the documents that a query asks for."""
     corpus = open_corpus(place, step=step, tokenizer=tokenizer, text_field=text_field)
-    if query.source is not None and isinstance(corpus, PipelineCorpus):
-        corpus.require_source(query.source)
+    if isinstance(corpus, PipelineCorpus):
+        if query.source is not None:
+            corpus.require_source(query.source)
+        if query.reason is not None:
+            corpus.require_rule(query.reason)
     loaded = Tokenizer.load(tokenizer) if tokenizer is not None else None
     records = select(corpus, query, loaded)
     if as_json:

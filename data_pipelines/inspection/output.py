@@ -17,7 +17,16 @@ from data_pipelines.manifest import Count, Manifest, StepCounts, count_step
 from data_pipelines.measuring import measure_path
 from data_pipelines.reading import shard_path
 from data_pipelines.verdicts import verdicts_path
-from slmjax.config import DecontaminationConfig, PipelineConfig, TrainTokenizerConfig
+from slmjax.config import (
+    DecontaminationConfig,
+    ExactDedupConfig,
+    NearDedupConfig,
+    PassageDedupConfig,
+    PipelineConfig,
+    QualitySampleConfig,
+    SubstringDedupConfig,
+    TrainTokenizerConfig,
+)
 from slmjax.config.filters import RewriteConfig
 from slmjax.config.resolved import from_json
 from slmjax.config.typed import ConfigError
@@ -185,6 +194,17 @@ class Output:
             if rule.startswith(("min_", "max_", "only_")) and allowed not in (None, ())
         ]
 
+    def rules(self) -> dict[str, list[str]]:
+        """By which rules each stage can drop documents: those in force, and those by which it has dropped some."""
+        found = {
+            stage: dict.fromkeys([*_own_rules(config), *(bound.rule for bound in self.bounds(stage))])
+            for stage, config in self.stages.items()
+        }
+        for row in self.funnel():
+            if row.step in found:
+                found[row.step] |= dict.fromkeys(row.dropped)
+        return {stage: list(rules) for stage, rules in found.items()}
+
     def funnel(self) -> list[StepCounts]:
         """A row for each finished step and source, as in the manifest."""
         if self.manifest is not None:
@@ -207,6 +227,21 @@ class Output:
         for path in sorted((self.root / "quarantine").glob(f"{unit}.jsonl")):
             with open(path, encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
+
+
+def _own_rules(config: Any) -> list[str]:
+    """Rules that are not bounds of a stage's attributes."""
+    match config:
+        case ExactDedupConfig(by=by):
+            return ["duplicate" if by == "text" else f"duplicate_{by}"]
+        case NearDedupConfig():
+            return ["near_duplicate"]
+        case PassageDedupConfig() | SubstringDedupConfig():
+            return ["nothing_left"]
+        case QualitySampleConfig():
+            return ["not_sampled"]
+        case _:
+            return ["empty"] if isinstance(config, RewriteConfig) else []
 
 
 def _sums(units: list[dict[str, Any]]) -> dict[str, Any]:

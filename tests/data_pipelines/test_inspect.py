@@ -85,8 +85,9 @@ def test_what_was_dropped_kept_and_by_which_rule(output):
     for reason in ("near_duplicate", "near_dedup", "near_dedup.near_duplicate"):
         (near,) = documents(output, "--reason", reason)
         assert (near["id"], near["duplicate_of"]) == ("bad/bad.jsonl#2", "good/doc3")
-    assert documents(output, "--reason", "dup") == []
-    assert "no document is like this" in inspect(output, "--reason", "dup")
+    assert documents(output, "--reason", "max_words") == []  # a rule that no document broke
+    for reason in ("max_words", "length_filter.max_words", "mask_personal_data.empty", "passage_dedup.nothing_left"):
+        assert "no document is like this" in inspect(output, "--reason", reason)
     assert {row["source"] for row in documents(output, "--source", "bad", "--limit", 0)} == {"bad"}
     shown = inspect(output, "--reason", "min_words")
     assert "bad/bad.jsonl#3" in shown
@@ -344,6 +345,9 @@ def test_a_run_at_work_is_told_from_one_that_was_stopped(output, tmp_path, monke
     [
         (["--step", "nothing"], "has no stage 'nothing', only quarantine, unique_ids, length_filter"),
         (["--source", "nothing"], "has no source 'nothing', only bad, good"),
+        (["--reason", "dup"], "has no stage or rule 'dup', only unique_ids.duplicate_id, length_filter.min_words, "),
+        (["--reason", "length_filter.nope"], "'length_filter.nope', only unique_ids.duplicate_id, length_filter.min"),
+        (["--reason", "near_dedup.min_words"], "has no stage or rule 'near_dedup.min_words', only"),
         (["--sort", "nothing"], "there is no attribute 'nothing', only id, source, bytes"),
         (["--where", "words"], "such as 'words<100'"),
         (["--where", "words<many"], "compares numbers with 'many'"),
