@@ -38,6 +38,9 @@ class FilesCorpus:
         if text_field and text_field not in fields:
             raise ValueError(f"{self.files[0].address} has no field {text_field!r}, only {sorted(fields)}")
         self._text = texts[0] if texts else "text"
+        told = ", ".join(sorted(set(fields) - {"id", "source"})) or "no other"
+        # Said where documents are shown; measures alone, as of scores, are looked at too.
+        self.hint = "" if texts or not fields else f"no field is the text: name it with --text-field; there is {told}"
         self.columns = ["id", "source"]
         self.attributes = [name for name in fields if name not in ("id", "source", self._text)]
 

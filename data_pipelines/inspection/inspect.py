@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from data_pipelines.inspection import summary, terminal
 from data_pipelines.inspection.corpora import Corpus, PipelineCorpus, QuarantineCorpus, StoreCorpus
 from data_pipelines.inspection.files import FilesCorpus
 from data_pipelines.inspection.output import Output
 from data_pipelines.inspection.query import Query, resolve, select
+from data_pipelines.inspection.visible import visible
 from slmjax.data.tokenizer import Tokenizer
 
 
@@ -107,6 +109,8 @@ def show_documents(
             print(json.dumps(terminal.as_json(record), default=str))
     else:
         _print(records, console, _shown(corpus, query, step))
+    if isinstance(corpus, FilesCorpus) and corpus.hint and not as_json:
+        console.print(Text(visible(corpus.hint), style="yellow"), soft_wrap=True)
     if corpus.problems and not as_json:
         told = ", ".join(f"{count:,} {reason}" for reason, count in corpus.problems.most_common())
         console.print(f"records that cannot be read: {told}", markup=False, highlight=False)

@@ -369,7 +369,17 @@ def test_a_wrong_place_is_one_line(output, tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing else")
     assert "cannot read" in inspect(tmp_path / "b.parquet", status=1)
     assert "no reason is known" in inspect(output / "train", "--kept", status=1)
-    (tmp_path / "c.jsonl").write_text('{"id": 1, "body": "x"}')
+
+
+def test_files_without_a_text_say_which_field_to_name(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"id": 1, "body": "some words", "\\u009bn": 2}')
+    hint = "no field is the text: name it with --text-field; there is body, \\x9bn"
+    assert hint in inspect(tmp_path, "--limit", 1)
+    told = inspect(tmp_path, "--limit", 1, "--text-field", "body")
+    assert "some words" in told
+    assert "no field" not in told
+    pq.write_table(pa.table({"id": ["a"], "ifd": [1.5]}), tmp_path / "scores.parquet")
+    assert "there is ifd\n" in inspect(tmp_path / "scores.parquet", "--limit", 1)
 
 
 def test_bounds_know_what_holds():
