@@ -103,13 +103,16 @@ def render(report: Report) -> str:
     sections: list[tuple[str, Html]] = [("Funnel", funnel(manifest.steps))]
     if report.stages:
         parts = [element("p", _LEGEND)] if summary.attributes else []
+        before = "read"
         for name, config in report.stages.items():
             dropped: dict[str, int] = {}
             for step in manifest.steps:
                 for rule, count in step.dropped.items() if step.step == name else ():
                     dropped[rule] = dropped.get(rule, 0) + count
             attributes = summary.attributes.get(name, {})
-            parts.append(stage(name, config, attributes, dropped, report.samples, report.survivors))
+            reached = any(step.kept.documents for step in manifest.steps if step.step == before)
+            parts.append(stage(name, config, attributes, dropped, report.samples, report.survivors, reached=reached))
+            before = name
         sections.append(("Stages", joined(parts)))
     if report.clusters:
         body = corpus_sections.duplicates(report.clusters, report.stages, report.members, report.survivors)

@@ -23,8 +23,13 @@ def stage(
     dropped: Mapping[str, int],
     samples: Mapping[Kind, Sequence[dict[str, Any]]],
     survivors: Mapping[tuple[str, str], dict[str, Any]],
+    *,
+    reached: bool,
 ) -> Html:
-    """Returns the section; `dropped` counts documents by rule, the other two are excerpts."""
+    """Returns the section of a stage that documents have `reached` or not.
+
+    `dropped` counts documents by rule, the other two are excerpts.
+    """
     shown, others, constant = [], [], []
     bounded = {bound.attribute for bound in bounds.of(config)} | {"score"}
     for attribute, found in attributes.items():
@@ -36,6 +41,8 @@ def stage(
         elif both.count:
             constant.append(f"{attribute} {number(both.low)}")
     parts = [element("h3", name, id=f"stage-{name}"), element("p", type(config).__name__, class_="dim")]
+    if not reached:
+        parts.append(element("p", "No document reached it."))
     if shown:
         parts.append(element("div", *shown, class_="plots small"))
     if others:

@@ -268,6 +268,9 @@ def test_where_everything_is_dropped_the_report_shows_by_what(folder, finished, 
     assert ("h2", "Tokens") not in page.texts
     assert "at least 1,000,000" in page.text
     assert "dropped: min_words" in page.text
+    headings = [text for tag, text in page.texts if tag == "h3" or text == "No document reached it."]
+    missed = [headings[i - 1] for i, text in enumerate(headings) if text == "No document reached it."]
+    assert missed == ["near_dedup", "repetition_filter"]  # and not of the stage that dropped the last ones
     assert "tokens" not in page.text.partition("Configuration")[0]
     rows = [row for path in (out / "work/decisions").iterdir() for row in pq.read_table(path)["reason"].to_pylist()]
     assert rows.count("length_filter.min_words") == len(rows) - rows.count("exact_dedup.duplicate")

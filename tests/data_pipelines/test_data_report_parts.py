@@ -181,7 +181,7 @@ def test_scores_are_shown_with_the_line_where_the_quantile_was():
     attribute = Attribute(kept=Sketch.of(scores[70:]), dropped=Sketch.of(scores[:70]))
     config = c.QualityFilterConfig(scorer=c.QualityModelConfig(path="x"), min_score_quantile=0.7)
     dropped = {"min_score_quantile": 70}
-    section = stage_section.stage("quality_filter", config, {"score": attribute}, dropped, {}, {})
+    section = stage_section.stage("quality_filter", config, {"score": attribute}, dropped, {}, {}, reached=True)
     assert "quantile 0.7 is 0.7" in section
     svg = ET.fromstring(section[section.index("<svg") : section.index("</svg>") + 6])
     assert [text.text for text in svg.iter("text") if text.get("class") == "bound"] == ["quantile 0.7"]
