@@ -279,6 +279,12 @@ def test_a_run_is_finished_once_its_own_manifest_is_written(output, tmp_path, mo
         assert lost == [{"max_words": 1, "min_words": 1}]  # and not as in the manifest of the earlier run
     run(strict, console=Console(file=io.StringIO()))
     assert inspect(tmp_path / "out").splitlines()[1] == "finished"
+    with open(tmp_path / "good.jsonl", "ab") as file:
+        file.write(b"\n" + orjson.dumps({"id": "new", "text": text_of(300)}))
+    monkeypatch.setattr(pipeline.report, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(strict, console=Console(file=io.StringIO()))
+    assert "unfinished: the last run came to report;" in inspect(tmp_path / "out")  # the config alone does not tell
 
 
 def copy_of(output, tmp_path):
