@@ -155,8 +155,8 @@ ERRORS = {
     "show run.gin --set RunConfig.steps=many": "steps=many: RunConfig.steps: expected int, got 'many' (str)",
     "show run.gin --set steps": "--set steps: expected Name.field",
     "data run.gin": "run.gin: binds a RunConfig, but this command needs a PipelineConfig",
-    "train run.gin": "tokenizer.model: No such file or directory",
-    "eval run.gin": "tokenizer.model: No such file or directory",
+    "train run.gin": "tokenizer.model': No such file or directory",
+    "eval run.gin": "tokenizer.model': No such file or directory",
     "report nowhere": "no such directory",
 }
 
