@@ -85,8 +85,8 @@ def show_output(console: Console, output: Output, stages: dict[str, dict[str, Ra
     _line(console, *_state(output, funnel))
     if output.manifest is None and (output.root / "manifest.json").is_file():
         empty = output.state == "empty"  # it has a report of its own
-        what = "the tokenizer and the stores" if empty else "what comes after that step"
-        _line(console, f"manifest.json and {what} are of an earlier run", "yellow")
+        what = ", the tokenizer and the stores" if empty else " and what comes from that step on"
+        _line(console, f"manifest.json{what} are of an earlier run", "yellow")
     for name, what in _PLACES.items():
         if (output.root / name).exists():
             _line(console, f"  {name:<20} {what}")

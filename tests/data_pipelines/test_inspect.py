@@ -303,7 +303,7 @@ def test_a_run_that_left_nothing_names_its_report(output, tmp_path):
     lines = inspect(tmp_path / "out").splitlines()
     assert lines[1:3] == [
         "ended after select: no document was left; report.html shows why",
-        "manifest.json and the tokenizer and the stores are of an earlier run",
+        "manifest.json, the tokenizer and the stores are of an earlier run",
     ]
     assert json.loads(inspect(tmp_path / "out", "--json"))["state"] == "empty"
     one_side = dataclasses.replace(config, split=SplitConfig(held_out_fraction=1e-9))
