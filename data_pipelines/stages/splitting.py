@@ -13,6 +13,7 @@ from data_pipelines.stages.ranges import Words
 _APOSTROPHES = (0x27, 0x2019)
 _TABLE_BITS = 20
 _MAX_ENTRIES = 1 << 19
+_MAX_PIECES = 1 << 23  # 64 MB
 _WHOLE = (0,)
 _ONE = np.uint64(1)
 
@@ -88,7 +89,7 @@ class _Cuts:
         if len(unknown) == 0:
             return entries
         fresh, samples = np.unique(hashes[unknown], return_index=True)
-        if len(self._keys) + len(fresh) > _MAX_ENTRIES:
+        if len(self._keys) + len(fresh) > _MAX_ENTRIES or len(self.offsets) > _MAX_PIECES:
             self._clear()
             if len(chunks) > len(unknown):
                 return self.find(chunks)

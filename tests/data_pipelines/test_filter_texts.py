@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.stages import alphabet
+from data_pipelines.stages import alphabet, splitting
 from data_pipelines.stages.counting import count
 from data_pipelines.stages.ranges import Ranges, group
 from data_pipelines.stages.repetition import occurred
@@ -282,3 +282,17 @@ def test_a_string_that_has_the_hash_of_a_longer_one_gets_no_words_outside_of_it(
     assert words.ends[-1] == words.texts.ends[0]
     assert (words.starts <= words.ends).all()
     assert (words.ends[:-1] <= words.starts[1:]).all()
+
+
+def test_what_is_remembered_of_strings_of_many_pieces_is_bounded(monkeypatch):
+    batches = [" ".join(f"({i}-{k}a)." * 40 for i in range(10)) for k in range(6)]
+    wanted = [strings_of(Texts.of([text]).words("datatrove")) for text in batches]
+    cuts = splitting._Cuts()
+    monkeypatch.setattr(splitting, "_cuts", lambda: cuts)
+    monkeypatch.setattr(splitting, "_MAX_PIECES", 1000)
+    sizes = []
+    for text, words in zip(batches, wanted, strict=True):
+        assert strings_of(Texts.of([text]).words("datatrove")) == words
+        sizes.append(len(cuts.offsets))
+    assert max(sizes) < 2 * 1000 + len(wanted[0][0])
+    assert min(sizes[1:]) < max(sizes)
