@@ -170,6 +170,8 @@ class GopherFilterConfig:
         fraction(self, "max_bullet_line_share", "max_ellipsis_line_share", "min_alphabetic_word_share")
         one_word = all(len(word.split()) == 1 for word in self.stop_words)
         require(one_word, self, f"stop_words must be words without white space, got {self.stop_words}")
+        number = len(self.stop_words)
+        require(number <= 1000, self, f"stop_words must be at most 1,000 words, got {number:,}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

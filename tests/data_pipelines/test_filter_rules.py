@@ -369,6 +369,7 @@ def test_a_config_with_rewrites_loads(tmp_path):
     ("make", "message"),
     [
         (lambda: GopherFilterConfig(stop_words=("two words",)), "stop_words must be words without white space"),
+        (lambda: GopherFilterConfig(stop_words=tuple(map(str, range(1001)))), "stop_words must be at most 1,000 words"),
         (lambda: GopherFilterConfig(max_bullet_line_share=2.0), "max_bullet_line_share must lie between 0 and 1"),
         (lambda: C4FilterConfig(policy_phrases=("",)), "policy_phrases must be neither blank nor of several lines"),
         (lambda: C4FilterConfig(line_words=0), "line_words must be greater than 0"),
