@@ -373,9 +373,9 @@ def is_alive(process: int) -> bool:
 
 def step_of(root: Path) -> str:
     """The step that wrote last."""
-    markers = [path for path in (root / "work").rglob("*") if path.is_file()]
     stamps = []
-    for path in markers:
+    # Directories come and go meanwhile, which os.walk passes over and rglob does not.
+    for path in (Path(folder, name) for folder, _, names in os.walk(root / "work") for name in names):
         try:
             stamps.append((path.stat().st_mtime_ns, path))
         except OSError:
