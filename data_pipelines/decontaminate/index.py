@@ -16,6 +16,7 @@ from data_pipelines.readers.records import Reject, read_records
 from data_pipelines.stages import alphabet, hashed_words
 from data_pipelines.stages.compiled import compiled
 from data_pipelines.stages.contamination import SECOND, Index, IndexFile, whole_document
+from data_pipelines.stages.counting import count
 from data_pipelines.stages.normalise import normalise_all
 from data_pipelines.stages.texts import Texts
 from slmjax.config import DecontaminationConfig, EvaluationTextConfig, NormaliseConfig
@@ -92,7 +93,7 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
         batch = Texts.of(texts[start : start + _BATCH])
         words = hashed_words.of(batch)
         counts[start : start + len(words.counts)] = words.counts
-        lettered = _lettered(batch.kinds & alphabet.LETTER, words.starts, words.ends)
+        lettered = count(batch.kinds, alphabet.LETTER, alphabet.LETTER, words.starts, words.ends) > 0
         found.append(_runs(words.hashes, lettered, words.first, config.ngram, prefix, hashed_words.MULTIPLIER, start))
     grams, keys, owners = map(np.concatenate, zip(*found, strict=True))
     lengths = np.minimum(counts, config.ngram)[owners]
@@ -117,18 +118,6 @@ def build(config: DecontaminationConfig, texts: list[str]) -> tuple[Index, list[
     )
     ways = np.select([sizes == 0, counts >= config.ngram, counts >= prefix], ["not", "ngrams", "whole"], "document")
     return index, ways.tolist()
-
-
-@compiled
-def _lettered(letters, starts, ends):
-    """Whether each word has a byte of a letter."""
-    found = np.zeros(len(starts), np.bool_)
-    for word in range(len(starts)):
-        for at in range(starts[word], ends[word]):
-            if letters[at]:
-                found[word] = True
-                break
-    return found
 
 
 @compiled
