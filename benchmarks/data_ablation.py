@@ -212,7 +212,7 @@ def select(root: Path, corpus: list[dict], good: list[dict], tokenizer: Existing
     )
     rows = [
         row
-        for path in (root / "selected/work/decisions").glob("*.parquet")
+        for path in (root / "selected" / "work/decisions").glob("*.parquet")
         for row in pq.read_table(path, columns=["id", "reason"]).to_pylist()
     ]
     return {row["id"].removeprefix("files/"): row["reason"] or "" for row in rows}

@@ -240,7 +240,7 @@ def test_contamination_and_quarantine_are_shown(finished, page):
 def test_the_same_bytes_whatever_the_workers_and_their_memory(folder, finished, tmp_path):
     again = quiet(with_worker_bytes(config_of(folder, tmp_path / "elsewhere", num_workers=2), 4096))
     assert again == (finished / "report.html").read_text(encoding="utf-8")
-    assert not (tmp_path / "elsewhere/work/shuffle").exists()
+    assert not (tmp_path / "elsewhere" / "work/shuffle").exists()
 
 
 def samples_of(text: str) -> list[str]:
@@ -320,9 +320,12 @@ def test_another_config_leaves_nothing_of_the_report_before(folder, tmp_path):
     quiet(config_of(folder, tmp_path / "out"))
     other = quiet(config_of(folder, tmp_path / "out", **plain))
     assert other == quiet(config_of(folder, tmp_path / "fresh", **plain))
-    left = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out/work/markers/report").rglob("*.json")}
+    left = {
+        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out" / "work/markers/report").rglob("*.json")
+    }
     assert left == {
-        str(path.relative_to(tmp_path / "fresh")) for path in (tmp_path / "fresh/work/markers/report").rglob("*.json")
+        str(path.relative_to(tmp_path / "fresh"))
+        for path in (tmp_path / "fresh" / "work/markers/report").rglob("*.json")
     }
 
 

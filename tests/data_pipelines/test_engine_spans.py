@@ -85,7 +85,7 @@ def test_ids_and_rejects_do_not_depend_on_the_spans(tmp_path, shard_bytes):
     assert rejects(tmp_path / "whole") == rejects(tmp_path / "cut")
     reasons = [(row["file"], row["record"], row["reason"]) for row in rejects(tmp_path / "cut")]
     assert reasons == [("a.jsonl", 18, "invalid_json"), ("a.jsonl", 61, "too_long"), ("blank.jsonl", 0, "empty_file")]
-    markers = tmp_path / "cut/work/markers/lines"
+    markers = tmp_path / "cut" / "work/markers/lines"
     assert len(list(markers.iterdir())) >= 5
     pipeline(tmp_path / "in", tmp_path / "cut", 1 << 20)
     assert not any(markers.iterdir())
@@ -115,7 +115,7 @@ def test_row_groups_are_read_as_if_by_one(tmp_path, shard_bytes):
     assert whole[0] == cut_up[0]
     assert (whole[1], len(whole[0])) == (1, 91)
     assert cut_up[1] >= 5
-    assert len(list((tmp_path / "cut/work/markers/read").iterdir())) >= 5
+    assert len(list((tmp_path / "cut" / "work/markers/read").iterdir())) >= 5
     assert [row["id"] for row in cut_up[0][-2:]] == ["files/a.parquet#99", "files/a.parquet#100"]
     assert rejects(tmp_path / "whole") == rejects(tmp_path / "cut")
     found = [(row["file"], row["record"], row["reason"]) for row in rejects(tmp_path / "cut")]
@@ -126,7 +126,7 @@ def test_row_groups_are_read_as_if_by_one(tmp_path, shard_bytes):
         ("b.parquet", 0, "missing_field"),
         ("c.parquet", 0, "empty_file"),
     ]
-    assert not (tmp_path / "cut/work/markers/lines").exists()
+    assert not (tmp_path / "cut" / "work/markers/lines").exists()
 
 
 @settings(deadline=None, max_examples=30)

@@ -413,7 +413,7 @@ def test_quantiles_of_many_values_come_from_a_sample_of_bounded_size():
 
 def test_outputs_of_other_versions_are_understood_as_far_as_possible(output, tmp_path):
     shutil.copytree(output, tmp_path / "out")
-    path = tmp_path / "out/work/plan.json"
+    path = tmp_path / "out" / "work/plan.json"
     plan = json.loads(path.read_text())
     plan["stages"]["length_filter"]["class"] = "FilterOfAnotherVersionConfig"
     path.write_text(json.dumps(plan))
@@ -432,7 +432,7 @@ def test_an_id_that_is_no_text_is_looked_for(output):
 
 def test_damage_is_one_line_that_says_where(output, tmp_path):
     shutil.copytree(output, tmp_path / "out")
-    (path, *_) = sorted((tmp_path / "out/work/attributes/length_filter").iterdir())
+    (path, *_) = sorted((tmp_path / "out" / "work/attributes/length_filter").iterdir())
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
     explained = CliRunner().invoke(cli.app, ["data", "explain", str(tmp_path / "out"), "good/doc0"])
@@ -444,6 +444,6 @@ def test_damage_is_one_line_that_says_where(output, tmp_path):
     manifest = tmp_path / "out/manifest.json"
     manifest.write_text('{"steps": [')
     assert inspect(tmp_path / "out", status=1).startswith(f"{manifest} cannot be read (")
-    shutil.rmtree(tmp_path / "out/work/markers/verdicts/near_dedup")
+    shutil.rmtree(tmp_path / "out" / "work/markers/verdicts/near_dedup")
     manifest.unlink()
     assert "near_dedup lacks 00000-0000.json" in inspect(tmp_path / "out", status=1)
