@@ -175,7 +175,7 @@ def compile_for_hopper(run, variant: dict, documents: int | None):
     """Returns the step compiled for a GPU that need not be there."""
     import jax
 
-    from slmjax.kernels.targets import hopper_devices
+    from slmjax.kernels.targets import compiling_for_hopper, hopper_devices
     from slmjax.train.state import build_optimizer, init_state
     from slmjax.train.step import make_train_step
 
@@ -186,7 +186,8 @@ def compile_for_hopper(run, variant: dict, documents: int | None):
     sharding = jax.sharding.SingleDeviceSharding(hopper_devices()[0])
     arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (state, batch))
     step = jax.jit(make_train_step(run, optimizer, schedule), donate_argnums=0)
-    lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
+    with compiling_for_hopper():
+        lowered = step.trace(*arguments).lower(lowering_platforms=("cuda",))
     return lowered.compile(compiler_options=train_step.xla_options(run, variant, "gpu"))
 
 

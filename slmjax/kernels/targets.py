@@ -4,9 +4,10 @@ For Hopper this needs the packages of the extra `compile` (jax's CUDA plugin and
 TPU the package libtpu. What compiles is proved to fit the device; how it computes and how fast is not.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,14 +40,37 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-@functools.cache
+# The kind of Hopper GPU that programs are compiled for, where it is not the one at hand.
+_elsewhere: list[str] = []
+
+
+@contextlib.contextmanager
+def compiling_for_hopper(kind: str = "NVIDIA H200") -> Iterator[None]:
+    """Within it kernels are chosen as on a GPU of this kind, for programs that are compiled here and run elsewhere.
+
+    What is traced within stays in jax's caches: not for programs that also run here.
+    """
+    _elsewhere.append(kind)
+    try:
+        yield
+    finally:
+        _elsewhere.pop()
+
+
 def on_hopper() -> bool:
     """Whether programs run on a GPU with Hopper's instructions (sm_90a), which later GPUs do not have."""
+    return bool(_elsewhere) or _hopper_is_here()
+
+
+@functools.cache
+def _hopper_is_here() -> bool:
     return jax.default_backend() == "gpu" and jax.devices()[0].compute_capability == "9.0"
 
 
 def device_kind() -> str:
     """Returns the kind of the devices of the mesh in use, or else of the default one."""
+    if _elsewhere:
+        return _elsewhere[-1]
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.devices()[0].device_kind if device is None else device.device_kind
 

@@ -141,10 +141,10 @@ def choose_implementation(
 
 
 def _platform() -> Platform:
+    if targets.on_hopper():
+        return "hopper"
     backend = jax.default_backend()
-    if backend == "gpu":
-        return "hopper" if targets.on_hopper() else "gpu"
-    return "tpu" if backend == "tpu" else "cpu"
+    return backend if backend in ("gpu", "tpu") else "cpu"
 
 
 def why_not_hopper(q_BTNH: jax.Array, *, scale: float) -> str | None:

@@ -16,6 +16,8 @@ from typing import Literal, assert_never
 import jax
 import jax.numpy as jnp
 
+from slmjax.kernels import targets
+
 Implementation = Literal["reference", "blocks", "ragged_dot", "hopper"]
 
 _BLOCK_ROWS = 64
@@ -105,15 +107,14 @@ _product.defvjp(_forward, _backward)
 
 def choose_implementation(a_XD: jax.Array, b: jax.Array) -> Implementation:
     """Returns the implementation that "auto" means on this platform for these operands, and logs it once."""
-    platform = jax.default_backend()
+    platform = "hopper" if targets.on_hopper() else jax.default_backend()
     # For ragged_dot, XLA's CPU backend multiplies every row with every matrix. Two cores, 4096 x 256 rows, 256 x 256
     # matrices, float32, forward + backward: 123 ms with 8 groups and 490 with 32; in blocks 18 and 22; one dense
     # product 12. Blocks of 32 to 128 rows are level.
     if platform == "cpu":
         return _log_once("blocks", platform, "ragged_dot is dense there")
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    if platform != "gpu" or capability != "9.0":
-        return _log_once("ragged_dot", platform, f"there is no kernel of ours for it (compute capability {capability})")
+    if platform != "hopper":
+        return _log_once("ragged_dot", platform, "there is no kernel of ours for it")
     from slmjax.kernels.hopper.ring import why_not
 
     reason = why_not(a_XD, b)
