@@ -69,19 +69,32 @@ def gradients_of_keys_and_values(
     tiling: PassTiling,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns dk_BSKH and dv_BSKH. `stats_BN2T` are lse to base 2 and -delta, `ranges_X2T` starts and lengths."""
+    num_rows = k_BSKH.shape[1] // ROWS
+    outer = tile_bounds(k_start_XT, k_end_XT, q_tile=tiling.tile, k_tile=ROWS)
+    inner = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=tiling.tile, k_tile=ROWS)
+    work_XJC = work_list(
+        inverse_tile_bounds(*outer, num_k_tiles=num_rows),
+        inverse_inner_tile_bounds(*inner, num_k_tiles=num_rows),
+        warpgroups=_owners(q_BTNH.shape[3], tiling),
+    )
+    arrays = (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, work_XJC)
+    return _launch(*arrays, scale=scale, softcap=softcap, tiling=tiling)
+
+
+def _owners(head_dim: int, tiling: PassTiling) -> int:
+    """How many warpgroups have keys of their own; wide heads need both for the same keys."""
+    return 1 if head_dim > 128 else tiling.warpgroups
+
+
+# Compiled apart, so that equal layers of a model are traced and lowered once. Work lists of masks that are known
+# beforehand stay outside, where they are constants.
+@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling"))
+def _launch(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, work_XJC, *, scale, softcap, tiling):
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     G, W, M, stages, dtype = N // K, tiling.warpgroups, tiling.tile, tiling.stages, q_BTNH.dtype
     shared = H > 128
-    X, owners = ranges_X2T.shape[0], 1 if shared else W
-    num_rows = S // ROWS
-    outer = tile_bounds(k_start_XT, k_end_XT, q_tile=M, k_tile=ROWS)
-    inner = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=M, k_tile=ROWS)
-    work_XJC = work_list(
-        inverse_tile_bounds(*outer, num_k_tiles=num_rows),
-        inverse_inner_tile_bounds(*inner, num_k_tiles=num_rows),
-        warpgroups=owners,
-    )
+    X, owners, num_rows = ranges_X2T.shape[0], _owners(H, tiling), S // ROWS
     num_tiles = num_rows // owners
     num_items, together = B * K * num_tiles, slices_together(B * K, bytes_each=4 * T * H * G, cache_bytes=CACHE_BYTES)
     num_blocks = min(sm_count(), num_items)

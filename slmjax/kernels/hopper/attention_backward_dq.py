@@ -60,13 +60,21 @@ def gradient_of_queries(
     tiling: PassTiling,
 ) -> jax.Array:
     """Returns dq_BTNH. `stats_BN2T` are lse to base 2 and -delta, `ranges_X2T` starts and lengths."""
+    outer = tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=tiling.tile)
+    inner = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=tiling.tile)
+    work_XIC = work_list(outer, inner, warpgroups=tiling.warpgroups)
+    arrays = (q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, work_XIC)
+    return _launch(*arrays, scale=scale, softcap=softcap, tiling=tiling)
+
+
+# Compiled apart, so that equal layers of a model are traced and lowered once. Work lists of masks that are known
+# beforehand stay outside, where they are constants.
+@functools.partial(jax.jit, static_argnames=("scale", "softcap", "tiling"))
+def _launch(q_BTNH, k_BSKH, v_BSKH, dout_BTNH, stats_BN2T, ranges_X2T, work_XIC, *, scale, softcap, tiling):
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     G, W, k_tile, stages, dtype = N // K, tiling.warpgroups, tiling.tile, tiling.stages, q_BTNH.dtype
     X, q_tile = ranges_X2T.shape[0], ROWS * W
-    outer = tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=k_tile)
-    inner = inner_tile_bounds(k_start_XT, k_end_XT, q_tile=ROWS, k_tile=k_tile)
-    work_XIC = work_list(outer, inner, warpgroups=W)
     num_tiles = T // q_tile
     num_items, together = B * N * num_tiles, slices_together(B * K, bytes_each=4 * S * H, cache_bytes=CACHE_BYTES)
     num_blocks = min(sm_count(), num_items)

@@ -5,6 +5,7 @@ runs at one time reads few rows and few matrices, which stay in L2. A tile may o
 them too, and stores only its own.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -54,6 +55,8 @@ def row_tiles(group_sizes_E: jax.Array, *, num_rows: int, tile_rows: int) -> Row
     return RowTiles(group_I, row_I, first_I, last_I, last_tile_G)
 
 
+# Compiled apart, so that equal layers of a model are traced and lowered once: the assembler takes a second for each.
+@functools.partial(jax.jit, static_argnames=("transposed", "blocks", "programs"))
 def grouped_matmul(
     x_XD: jax.Array,
     w_EDF: jax.Array,

@@ -1,5 +1,7 @@
 """For each group of rows, the product of its rows of x, transposed, with its rows of dy: the matrices' gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,6 +14,8 @@ from slmjax.kernels.hopper.ring import ALIGNED_ROWS, SWIZZLED, MatmulBlocks
 DEFAULT_BLOCKS = MatmulBlocks()
 
 
+# Compiled apart, so that equal layers of a model are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("blocks", "programs"))
 def transposed_grouped_matmul(
     x_XD: jax.Array,
     dy_XF: jax.Array,
