@@ -33,8 +33,8 @@ from slmjax.ops.mask import ranges
 
 TABLE = Path(tilings.__file__).with_name("attention_tilings.json")
 KINDS: dict[tilings.MaskKind, str] = {"causal": "causal", "window": "window 512", "documents": "packed"}
-# Heads of queries, and of keys and values, where more than two share, and where not.
-HEADS = {True: (12, 3), False: (8, 8)}
+# Heads of queries, and of keys and values, by how many share.
+HEADS = {1: (8, 8), 3: (9, 3), 4: (12, 3)}
 TOKENS = 1 << 15  # in a batch, whatever the length
 FIRST_LENGTH = 4096
 KEPT = 3  # of each kind of mask, after the first length
@@ -43,6 +43,7 @@ KEPT = 3  # of each kind of mask, after the first length
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 80, 96, 128, 256])
+    parser.add_argument("--groups", type=int, nargs="+", default=list(HEADS), help="heads that share keys and values")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 8192], help=f"besides {FIRST_LENGTH}")
     parser.add_argument("--prune", type=Path, help="write the tilings that compile well to this file, and stop")
     parser.add_argument("--survivors", type=Path, help="a file of --prune")
@@ -53,7 +54,9 @@ def main() -> None:
     if args.compile:
         compile_one(*json.loads(args.compile))
         return
-    survivors = json.loads(args.survivors.read_text()) if args.survivors else prune(args.head_dims, args.jobs)
+    survivors = (
+        json.loads(args.survivors.read_text()) if args.survivors else prune(args.head_dims, args.groups, args.jobs)
+    )
     if args.prune:
         args.prune.write_text(json.dumps(survivors, indent=1) + "\n")
         return
@@ -64,33 +67,31 @@ def main() -> None:
     print("| head_dim | heads | mask | length | forward ms | / default | backward ms | / default | deterministic ms |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for head_dim in args.head_dims:
-        for shared in HEADS:
-            rows = tune(head_dim, shared, args.lengths, survivors[f"{head_dim},{shared}"], args.jobs)
+        for group in args.groups:
+            rows = tune(head_dim, group, args.lengths, survivors[f"{head_dim},{group}"], args.jobs)
             write(args.output, kind, rows)
 
 
-def candidates(head_dim: int, shared: bool) -> list[Any]:
+def candidates(head_dim: int, heads_per_group: int) -> list[Any]:
     """Tilings of both directions, in a fixed order."""
-    query_heads, heads = HEADS[shared]
-    forward = tilings.forward_tilings(head_dim, heads_per_group=query_heads // heads)
-    return [*forward, *tilings.backward_tilings(head_dim)]
+    return [*tilings.forward_tilings(head_dim, heads_per_group=heads_per_group), *tilings.backward_tilings(head_dim)]
 
 
-def prune(head_dims: list[int], jobs: int) -> dict[str, list[int]]:
+def prune(head_dims: list[int], groups: list[int], jobs: int) -> dict[str, list[int]]:
     """Of each head_dim and number of heads, the indices of the candidates that compile well."""
     cases = [
-        (head_dim, shared, index)
+        (head_dim, group, index)
         for head_dim in head_dims
-        for shared in HEADS
-        for index in range(len(candidates(head_dim, shared)))
+        for group in groups
+        for index in range(len(candidates(head_dim, group)))
     ]
-    survivors: dict[str, list[int]] = {f"{head_dim},{shared}": [] for head_dim in head_dims for shared in HEADS}
+    survivors: dict[str, list[int]] = {f"{head_dim},{group}": [] for head_dim in head_dims for group in groups}
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for (head_dim, shared, index), why_not in zip(cases, pool.map(judge, cases), strict=True):
+        for (head_dim, group, index), why_not in zip(cases, pool.map(judge, cases), strict=True):
             if why_not is None:
-                survivors[f"{head_dim},{shared}"].append(index)
+                survivors[f"{head_dim},{group}"].append(index)
             else:
-                print(f"head_dim {head_dim}: {candidates(head_dim, shared)[index]}: {why_not}", flush=True)
+                print(f"head_dim {head_dim}: {candidates(head_dim, group)[index]}: {why_not}", flush=True)
     return survivors
 
 
@@ -110,12 +111,12 @@ def judge(case: tuple[int, bool, int]) -> str | None:
     return f"{max(spilled)} bytes of registers spilled" if any(spilled) else None
 
 
-def compile_one(head_dim: int, shared: bool, index: int) -> None:
-    query_heads, heads = HEADS[shared]
+def compile_one(head_dim: int, heads_per_group: int, index: int) -> None:
+    query_heads, heads = HEADS[heads_per_group]
     q_BTNH, k_BSKH = (jax.ShapeDtypeStruct((2, 1024, n, head_dim), jnp.bfloat16) for n in (query_heads, heads))
     stats_BNT = jax.ShapeDtypeStruct((2, query_heads, 1024), jnp.float32)
     range_BT = jax.ShapeDtypeStruct((2, 1024), jnp.int32)
-    tiling = candidates(head_dim, shared)[index]
+    tiling = candidates(head_dim, heads_per_group)[index]
     if isinstance(tiling, tilings.ForwardTiling):
         arguments = (q_BTNH, k_BSKH, k_BSKH, range_BT, range_BT)
     else:
@@ -134,10 +135,12 @@ def kernel(tiling: Any, head_dim: int):
             return lambda *arrays: attention_forward(*arrays, None, **options)
 
 
-def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int], jobs: int) -> list[tilings.Measured]:
+def tune(
+    head_dim: int, heads_per_group: int, lengths: list[int], indices: list[int], jobs: int
+) -> list[tilings.Measured]:
     """Measures the candidates at every length and returns the fastest of each kind of mask and length."""
-    all_of_them = candidates(head_dim, shared)
-    default = tilings.default_tiling(head_dim, heads_per_group=HEADS[shared][0] // HEADS[shared][1])
+    all_of_them = candidates(head_dim, heads_per_group)
+    default = tilings.default_tiling(head_dim, heads_per_group=heads_per_group)
     steady = tilings.default_tiling(head_dim, heads_per_group=1, deterministic=True)
     chosen = {all_of_them[i]: None for i in indices} | {
         default.forward: None,
@@ -147,7 +150,7 @@ def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int], jo
     rows = []
     wanted: dict[str, set[Any]] = {mask: set(chosen) for mask in KINDS}
     for length in [FIRST_LENGTH, *lengths]:
-        measured = times(head_dim, shared, length, wanted, jobs)
+        measured = times(head_dim, heads_per_group, length, wanted, jobs)
         for mask, of_mask in measured.items():
             ranked = sorted(of_mask, key=of_mask.__getitem__)
             groups = [[t for t in ranked if group(t)] for group in (is_forward, is_backward, is_split)]
@@ -156,7 +159,7 @@ def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int], jo
             rows.append(
                 tilings.Measured(
                     head_dim=head_dim,
-                    shared=shared,
+                    heads_per_group=heads_per_group,
                     mask=mask,
                     length=length,
                     forward=forward,
@@ -167,7 +170,7 @@ def tune(head_dim: int, shared: bool, lengths: list[int], indices: list[int], jo
             best = [of_mask[t] for t in (forward, backward, deterministic)]
             usual = [of_mask[t] for t in (default.forward, default.backward)]
             print(
-                f"| {head_dim} | {'/'.join(map(str, HEADS[shared]))} | {mask} | {length} | {best[0]:.3f} | "
+                f"| {head_dim} | {'/'.join(map(str, HEADS[heads_per_group]))} | {mask} | {length} | {best[0]:.3f} | "
                 f"{best[0] / usual[0]:.2f} | {best[1]:.3f} | {best[1] / usual[1]:.2f} | {best[2]:.3f} |",
                 flush=True,
             )
@@ -187,12 +190,12 @@ def is_split(tiling: Any) -> bool:
 
 
 def times(
-    head_dim: int, shared: bool, length: int, wanted: dict[str, set[Any]], jobs: int
+    head_dim: int, heads_per_group: int, length: int, wanted: dict[str, set[Any]], jobs: int
 ) -> dict[Any, dict[Any, float]]:
     """Milliseconds of the tilings wanted of each kind of mask; each is compiled once, several at one time."""
     B = max(TOKENS // length, 1)
-    q_BTNH, k_BSKH, v_BSKH, dout_BTNH = inputs((B, length, *HEADS[shared], head_dim))
-    default = tilings.default_tiling(head_dim, heads_per_group=HEADS[shared][0] // HEADS[shared][1])
+    q_BTNH, k_BSKH, v_BSKH, dout_BTNH = inputs((B, length, *HEADS[heads_per_group], head_dim))
+    default = tilings.default_tiling(head_dim, heads_per_group=heads_per_group)
     forward = jax.jit(kernel(default.forward, head_dim))
     cases = {}
     for mask, name in KINDS.items():
@@ -231,7 +234,7 @@ def write(path: Path, kind: str, rows: list[tilings.Measured]) -> None:
 
 
 def case(row: tilings.Measured) -> tuple[Any, ...]:
-    return row.head_dim, row.shared, row.mask, row.length
+    return row.head_dim, row.heads_per_group, row.mask, row.length
 
 
 if __name__ == "__main__":

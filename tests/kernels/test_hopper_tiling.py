@@ -17,8 +17,14 @@ from slmjax.ops.mask import static_ranges
 
 def row(length, **fields):
     return Measured(
-        **dict(head_dim=64, shared=True, mask="causal", length=length, forward=ForwardTiling(warpgroups=3)),
-        **{"backward": FusedTiling(), "deterministic": split_tilings(64)[1], **fields},
+        **dict(head_dim=64, mask="causal", length=length),
+        **{
+            "heads_per_group": 4,
+            "forward": ForwardTiling(warpgroups=3),
+            "backward": FusedTiling(),
+            "deterministic": split_tilings(64)[1],
+            **fields,
+        },
     )
 
 
@@ -41,7 +47,7 @@ def test_the_next_length_up_is_found_and_the_longest_beyond(length, expected):
 
 
 @pytest.mark.parametrize(
-    "other", [{"device_kind": "NVIDIA H100"}, {"head_dim": 128}, {"heads_per_group": 2}, {"mask": "window"}]
+    "other", [{"device_kind": "NVIDIA H100"}, {"head_dim": 128}, {"heads_per_group": 1}, {"mask": "window"}]
 )
 @pytest.mark.usefixtures("table")
 def test_what_nobody_measured_has_the_default(other):
@@ -52,6 +58,14 @@ def test_what_nobody_measured_has_the_default(other):
         )
 
 
+@pytest.mark.parametrize(("heads", "expected"), [(2, 4), (3, 4), (4, 4), (5, 4), (8, 9), (9, 9), (18, 9)])
+def test_the_nearest_number_of_heads_in_a_group_is_found(heads, expected, monkeypatch):
+    rows = (row(2048), row(2048, heads_per_group=9, forward=ForwardTiling(k_tile=64)))
+    monkeypatch.setattr(attention_tiling, "measured", lambda _kind: rows)
+    tiling = choose_tiling(device_kind="NVIDIA H200", length=2048, **CASE | {"heads_per_group": heads})
+    assert tiling.forward == {each.heads_per_group: each.forward for each in rows}[expected]
+
+
 @pytest.mark.parametrize("written", ROWS)
 def test_a_row_is_read_as_it_was_written(written):
     assert Measured.from_json(json.loads(json.dumps(written.to_json()))) == written
@@ -60,7 +74,7 @@ def test_a_row_is_read_as_it_was_written(written):
 def test_every_shipped_row_can_be_read_and_names_a_case_once():
     text = (attention_tiling.importlib.resources.files("slmjax.kernels.hopper") / "attention_tilings.json").read_text()
     for kind in json.loads(text):
-        cases = [(r.head_dim, r.shared, r.mask, r.length) for r in attention_tiling.measured(kind)]
+        cases = [(r.head_dim, r.heads_per_group, r.mask, r.length) for r in attention_tiling.measured(kind)]
         assert len(cases) == len(set(cases))
 
 

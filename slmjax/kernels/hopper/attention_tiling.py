@@ -36,7 +36,7 @@ class Measured:
 
     Attributes:
       head_dim: of the case, a multiple of 16.
-      shared: whether more than two heads of queries share a head of keys and values.
+      heads_per_group: heads of queries that share a head of keys and values.
       mask: whether every query sees the keys before it, those in a window, or those of its document.
       length: number of queries, and of keys.
       forward: the fastest.
@@ -45,7 +45,7 @@ class Measured:
     """
 
     head_dim: int
-    shared: bool
+    heads_per_group: int
     mask: MaskKind
     length: int
     forward: ForwardTiling
@@ -63,7 +63,7 @@ class Measured:
         """Reads what `to_json` returned."""
         ((kind, backward),) = content["backward"].items()
         return cls(
-            **{name: content[name] for name in ("head_dim", "shared", "mask", "length")},
+            **{name: content[name] for name in ("head_dim", "heads_per_group", "mask", "length")},
             forward=ForwardTiling(**content["forward"]),
             backward=FusedTiling(**backward) if kind == "fused" else _split(backward),
             deterministic=_split(content["deterministic"]),
@@ -79,11 +79,18 @@ def choose_tiling(
     length: int,
     deterministic: bool = False,
 ) -> AttentionTiling:
-    """Returns the tiling measured on this kind of device at the next length up, or at the longest; else the default."""
-    case = (head_dim, heads_per_group > 2, mask)
-    rows = [row for row in measured(device_kind) if (row.head_dim, row.shared, row.mask) == case]
+    """Returns the tiling measured on this kind of device at the nearest number of heads in a group, up to twice or half
+    as many, and the next length up, or the longest; where nobody measured, the default.
+    """
+
+    def away(row: Measured) -> float:
+        return max(row.heads_per_group / heads_per_group, heads_per_group / row.heads_per_group)
+
+    rows = [row for row in measured(device_kind) if (row.head_dim, row.mask) == (head_dim, mask) and away(row) <= 2]
     if not rows:
         return default_tiling(head_dim, heads_per_group=heads_per_group, deterministic=deterministic)
+    nearest = min(rows, key=away).heads_per_group
+    rows = [row for row in rows if row.heads_per_group == nearest]
     longer = [row for row in rows if row.length >= length]
     row = min(longer, key=lambda row: row.length) if longer else max(rows, key=lambda row: row.length)
     return AttentionTiling(forward=row.forward, backward=row.deterministic if deterministic else row.backward)
