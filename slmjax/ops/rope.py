@@ -34,10 +34,11 @@ def apply_rope(x_BTNH: jax.Array, positions_BT: jax.Array, frequencies: np.ndarr
     """
     half = frequencies.shape[0]
     angles_BTR = positions_BT.astype(jnp.float32)[..., None] * jnp.asarray(frequencies)[None, None]
-    cos_BT1R, sin_BT1R = jnp.cos(angles_BTR)[:, :, None], jnp.sin(angles_BTR)[:, :, None]
-    wide = x_BTNH[..., : 2 * half].astype(jnp.float32)
-    first, second = wide[..., :half], wide[..., half:]
-    turned = jnp.concatenate(
-        (first * cos_BT1R - second * sin_BT1R, second * cos_BT1R + first * sin_BT1R), axis=-1
-    ).astype(x_BTNH.dtype)
+    cos_BT11R, sin_BT11R = (f(angles_BTR)[:, :, None, None] for f in (jnp.cos, jnp.sin))
+    # Halves are exchanged by reversing a dimension of two: pieces joined to one would be what a GPU does slowly when
+    # gradients of queries, keys and values are joined too.
+    wide_BTN2R = x_BTNH[..., : 2 * half].astype(jnp.float32).reshape(*x_BTNH.shape[:3], 2, half)
+    sign_21 = jnp.array([-1.0, 1.0], jnp.float32)[None, None, None, :, None]
+    turned_BTN2R = wide_BTN2R * cos_BT11R + jnp.flip(wide_BTN2R, 3) * (sign_21 * sin_BT11R)
+    turned = turned_BTN2R.reshape(*x_BTNH.shape[:3], 2 * half).astype(x_BTNH.dtype)
     return jnp.concatenate((turned, x_BTNH[..., 2 * half :]), axis=-1) if 2 * half < x_BTNH.shape[-1] else turned
