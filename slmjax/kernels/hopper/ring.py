@@ -70,7 +70,7 @@ CANDIDATES = (
 )
 
 
-def why_not(a: jax.Array, b: jax.Array) -> str | None:
+def why_not(a: jax.Array | jax.ShapeDtypeStruct, b: jax.Array | jax.ShapeDtypeStruct) -> str | None:
     """Returns why the kernels built on this cannot multiply these matrices, or None if they can."""
     if a.dtype != b.dtype or a.dtype not in (jnp.bfloat16, jnp.float16):
         return f"needs bfloat16 or float16, the same for both, got {a.dtype} and {b.dtype}"
@@ -114,8 +114,8 @@ def barriers(blocks: MatmulBlocks) -> tuple[Any, Any]:
 
 def kernel(
     name: str, body: Callable[..., None], out_type: Any, scratch_types: Any, *, programs: int
-) -> Callable[..., jax.Array]:
-    """Returns the kernel whose body calls `run`; profiles show its name."""
+) -> Callable[..., Any]:
+    """Returns the kernel whose body calls `run`; profiles show its name. Exponentials and roots are approximate."""
     return plgpu.kernel(
         body,
         kernel_name=name,
@@ -125,7 +125,7 @@ def kernel(
         grid_names=("program",),
         num_threads=3,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
     )
 
 
@@ -139,7 +139,8 @@ def run(
     tile: Callable[[Any], tuple[Any, Any]],
     copy: Callable[[Any, Any, Any, Any], None],
     multiply: Callable[[Any, Any, Any, Any, Any], None],
-    store: Callable[[Any, jax.Array, Any, Any], None],
+    store: Callable[..., None],
+    prepare: Callable[[Any, Any, Any], Any] | None = None,
 ) -> None:
     """Computes this program's tiles, in the body of a kernel.
 
@@ -154,6 +155,8 @@ def run(
       multiply: (accumulator, tile, step, stage, part): starts one product; `part` is 0 or 1 where a team of two shares
         a tile and says which half of its rows is meant, else 0.
       store: (tile, float32 result, warpgroup, part): starts to store; it first waits for what it started before.
+      prepare: (tile, warpgroup, part): called before a tile's products, to start reading what its store needs beside
+        them; the store gets what it returns as a fifth argument.
     """
     stages, teams = blocks.stages, blocks.teams
     warpgroup, program = lax.axis_index("warpgroup"), lax.axis_index("program")
@@ -223,7 +226,8 @@ def run(
         def visit(team, described, num_steps, first_step):
             @pl.when(team == my_team)
             def _():
-                store(described, result(described, num_steps, first_step), warpgroup, part)
+                prepared = () if prepare is None else (prepare(described, warpgroup, part),)
+                store(described, result(described, num_steps, first_step), warpgroup, part, *prepared)
 
         over_tiles(visit)
         plgpu.wait_smem_to_gmem(0)
