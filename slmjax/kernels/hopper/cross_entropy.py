@@ -24,7 +24,6 @@ _LOWEST = -(2.0**100)  # below all maxima, and finite when scaled
 _COLUMNS = 128  # a row of logits is seen as rows of so many, which copies cut off at its end
 _VECTOR_BYTES = 16
 _STAGING = 2
-_SHARED_BYTES = 227 << 10
 _MOST_BARRIERS = 32
 
 
@@ -57,10 +56,11 @@ class RowBlocks:
 # Worth measuring.
 CANDIDATES = (
     RowBlocks(),
-    RowBlocks(vectors=6, slots=3),
-    RowBlocks(vectors=2, slots=8, ahead=2),
+    RowBlocks(vectors=3, slots=7),
     RowBlocks(warpgroups=3, slots=7),
-    RowBlocks(warpgroups=6, slots=4),
+    RowBlocks(warpgroups=2, vectors=8, slots=5),
+    RowBlocks(warpgroups=6, vectors=3, slots=4),
+    RowBlocks(warpgroups=8, vectors=2, slots=4),
     RowBlocks(warpgroups=2, slots=5, resident=2),
 )
 
@@ -143,6 +143,16 @@ def cross_entropy(
 
             last = step + 1 == loads
             return jnp.where(last, row + programs, row), jnp.where(last, 0, step + 1)
+
+        def store(source, row, line):
+            # What is contiguous in memory is copied without regard for the end of a row.
+            cut = lines % piece_lines
+            for size, wanted in ((piece_lines, line + piece_lines <= lines), (cut, line + cut == lines)):
+                if size:
+
+                    @pl.when(wanted)
+                    def _(size=size):
+                        plgpu.copy_smem_to_gmem(source.at[pl.ds(0, size)], gradient.at[row, pl.ds(line, size)])
 
         def after(slot, count=1):
             slot = slot + count
@@ -237,7 +247,7 @@ def cross_entropy(
                 for i, d in enumerate(ds):
                     staging[wg, buffer, pl.ds(i * vector, vector)] = d.astype(dtype)
                 plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(staging.at[wg, buffer], gradient.at[row, pl.ds(line, piece_lines)])
+                store(staging.at[wg, buffer], row, line)
                 return after(slot), fill(slot, *following), 1 - buffer
 
             return lax.fori_loop(again, loads, second_pass, (after(slot, rem(again, slots)), following, buffer))
