@@ -22,6 +22,7 @@ from slmjax.config import (
 )
 from slmjax.model.cache import LayerCache, update
 from slmjax.ops.attention import Implementation, attention
+from slmjax.ops.gated import gated_feed_forward
 from slmjax.ops.linear import Products, Projected, project, project_activated
 from slmjax.ops.mask import AttentionMask
 from slmjax.ops.mixture import moe_feed_forward
@@ -188,19 +189,16 @@ class FeedForward(nnx.Module):
     def __call__(self, x_BTD: jax.Array | PendingNorm, context: Context) -> tuple[jax.Array, None]:
         """Returns the branch's output; the second value is a mixture's report, None here."""
         config = self.config
+        how = {"recompute": context.recompute_activations, "products": context.products}
+        if config.gated and not config.bias:
+            weights = (self.w_gate_DF[...], self.w_up_DF[...], self.w_down_FD[...])
+            return gated_feed_forward(x_BTD, *weights, activation=config.activation, **how), None
         first = ("gate", "up") if config.gated else ("up",)
         h = project(x_BTD, [getattr(self, f"w_{name}_DF")[...] for name in first], products=context.products)
         if config.bias:
             b_F = jnp.concatenate([getattr(self, f"b_{name}_F")[...] for name in first])
             h = Projected(h.finished() + b_F.astype(h.values_BTF.dtype)[None, None], None)
-        y_BTD = project_activated(
-            h,
-            self.w_down_FD[...],
-            activation=config.activation,
-            gated=config.gated,
-            recompute=context.recompute_activations,
-            products=context.products,
-        )
+        y_BTD = project_activated(h, self.w_down_FD[...], activation=config.activation, gated=config.gated, **how)
         return (y_BTD + self.b_down_D[...].astype(y_BTD.dtype)[None, None] if config.bias else y_BTD), None
 
 

@@ -58,8 +58,7 @@ def project(
     too much from token to token for one scale.
     """
     flat = [weight.reshape(weight.shape[0], -1) for weight in weights]
-    shape = x.x_D.shape if isinstance(x, PendingNorm) else x.shape
-    few = math.prod(shape[:-1]) < shape[-1]
+    few = few_tokens(x.x_D if isinstance(x, PendingNorm) else x)
     if isinstance(x, PendingNorm):
         if not few and products == "compute_dtype":
             weights_DF = jnp.concatenate(flat, axis=1)
@@ -69,6 +68,11 @@ def project(
     if few:
         return Projected(jnp.concatenate([_multiply(products, x, weight) for weight in flat], axis=-1), None)
     return Projected(_multiply(products, x, jnp.concatenate(flat, axis=1)), None)
+
+
+def few_tokens(x: jax.Array) -> bool:
+    """Whether x (B, T, D) has so few tokens, as in decoding, that copies of weights would not pay."""
+    return math.prod(x.shape[:-1]) < x.shape[-1]
 
 
 def project_activated(
@@ -102,12 +106,13 @@ def _multiply_normalised(
 def _multiply_normalised_forward(eps: float, x_BTD, gain_D, w_DF):
     with jax.named_scope("norm"):
         factor_BT1 = inverse_rms(x_BTD, eps=eps)
-    scaled_DF = _with_gain(gain_D, w_DF)
+    scaled_DF = with_gain(gain_D, w_DF)
     # The scaled weights are kept too: made again, they would be gathered again where weights are sharded.
     return (x_BTD @ scaled_DF, factor_BT1), (x_BTD, factor_BT1, gain_D, w_DF, scaled_DF)
 
 
-def _multiply_normalised_backward(eps: float, saved, cotangents):
+def multiply_normalised_backward(eps: float, saved, cotangents):
+    """Returns the gradients of x, the gain and w for those of x @ (gain * w) and of 1 / rms(x), which is ignored."""
     # The factor's own cotangent is zero by agreement: what it should be follows from that of the values below.
     (x_BTD, factor_BT1, gain_D, w_DF, scaled_DF), (dy_BTF, _) = saved, cotangents
     dy_BTF = jax.lax.optimization_barrier(dy_BTF)
@@ -122,13 +127,14 @@ def _multiply_normalised_backward(eps: float, saved, cotangents):
     if gain_D is None:
         return dx_BTD, None, dw_DF
     dgain_D = jnp.sum(dw_DF.astype(jnp.float32) * w_DF.astype(jnp.float32), axis=1).astype(gain_D.dtype)
-    return dx_BTD, dgain_D, _with_gain(gain_D, dw_DF)
+    return dx_BTD, dgain_D, with_gain(gain_D, dw_DF)
 
 
-_multiply_normalised.defvjp(_multiply_normalised_forward, _multiply_normalised_backward)
+_multiply_normalised.defvjp(_multiply_normalised_forward, multiply_normalised_backward)
 
 
-def _with_gain(gain_D: jax.Array | None, w_DF: jax.Array) -> jax.Array:
+def with_gain(gain_D: jax.Array | None, w_DF: jax.Array) -> jax.Array:
+    """Returns gain * w, rounded to the dtype of w."""
     if gain_D is None:
         return w_DF
     return (gain_D.astype(jnp.float32)[:, None] * w_DF.astype(jnp.float32)).astype(w_DF.dtype)

@@ -1,0 +1,135 @@
+"""A gated feed-forward behind an RMS norm: on Hopper with kernels that compute the activation within its products.
+
+The first product writes its result and the hidden numbers at once, and the product that brings the gradient of the
+hidden numbers writes that of the first product's result: what is F wide is neither read for the activation nor written
+for its gradient. Elsewhere, and for what the kernels are not built for, it is the two calls of `ops.linear` for which
+they stand.
+"""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+
+from slmjax.config import Activation
+from slmjax.kernels import targets
+from slmjax.ops.linear import Products, few_tokens, multiply_normalised_backward, project, project_activated, with_gain
+from slmjax.ops.norm import PendingNorm, inverse_rms
+from slmjax.ops.partition import over_batch
+
+_logger = logging.getLogger("slmjax.gated")
+
+
+def gated_feed_forward(
+    x: jax.Array | PendingNorm,
+    w_gate_DF: jax.Array,
+    w_up_DF: jax.Array,
+    w_down_FD: jax.Array,
+    *,
+    activation: Activation,
+    recompute: bool = False,
+    products: Products = "compute_dtype",
+) -> jax.Array:
+    """Returns (activation(x @ w_gate) * (x @ w_up)) @ w_down for x (B, T, D), of which a norm may be pending.
+
+    With `recompute`, the hidden numbers are not kept for the backward pass but computed again there.
+    """
+    reason = _why_not_fused(x, w_gate_DF, activation=activation, products=products)
+    if targets.on_hopper():
+        _log_once(reason)
+    if reason is not None or not isinstance(x, PendingNorm):
+        wide = project(x, [w_gate_DF, w_up_DF], products=products)
+        return project_activated(
+            wide, w_down_FD, activation=activation, gated=True, recompute=recompute, products=products
+        )
+    w_DG = jnp.concatenate([w_gate_DF, w_up_DF], axis=1)
+    hidden: tuple[jax.Array, jax.Array, jax.Array] = _hidden_of_normalised(x.eps, x.x_D, x.gain_D, w_DG)
+    return _multiply_hidden(recompute, *hidden, w_down_FD)
+
+
+def _why_not_fused(
+    x: jax.Array | PendingNorm, w_DF: jax.Array, *, activation: Activation, products: Products
+) -> str | None:
+    if not targets.on_hopper():
+        return "the GPU is not a Hopper"
+    if activation != "silu":
+        return f"it is built for silu, not {activation}"
+    if products != "compute_dtype":
+        return f"it has no {products} products"
+    if not isinstance(x, PendingNorm):
+        return "it is built for an RMS norm before it"
+    if few_tokens(x.x_D):
+        return "there are few tokens"
+    from slmjax.kernels.hopper.ring import why_not  # Pallas is slow to import, and of use here only
+
+    return why_not(jax.ShapeDtypeStruct((x.x_D.size // x.x_D.shape[-1], x.x_D.shape[-1]), x.x_D.dtype), w_DF)
+
+
+@functools.cache
+def _log_once(reason: str | None) -> None:
+    _logger.info("gated feed-forward: %s", "fused" if reason is None else f"not fused, because {reason}")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hidden_of_normalised(
+    eps: float, x_BTD: jax.Array, gain_D: jax.Array | None, w_DG: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns x @ (gain * w), 1 / rms(x), and the hidden numbers of their product.
+
+    Only the first has a gradient: whoever reads the others puts theirs into it.
+    """
+    return _hidden_of_normalised_forward(eps, x_BTD, gain_D, w_DG)[0]
+
+
+def _hidden_of_normalised_forward(eps: float, x_BTD, gain_D, w_DG):
+    with jax.named_scope("norm"):
+        factor_BT1 = inverse_rms(x_BTD, eps=eps)
+    scaled_DG = with_gain(gain_D, w_DG)
+
+    def kernel(x_BTD, factor_BT1, scaled_DG):
+        from slmjax.kernels.hopper.gated_matmul import gated_matmul
+
+        outputs = gated_matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), scaled_DG, factor_BT1.reshape(-1))
+        return tuple(y.reshape(*x_BTD.shape[:2], y.shape[-1]) for y in outputs)
+
+    in_BTG, h_BTF = over_batch(kernel, (x_BTD, factor_BT1), (scaled_DG,))
+    return (in_BTG, factor_BT1, h_BTF), (x_BTD, factor_BT1, gain_D, w_DG, scaled_DG)
+
+
+def _hidden_of_normalised_backward(eps: float, saved, cotangents):
+    return multiply_normalised_backward(eps, saved, cotangents[:2])
+
+
+_hidden_of_normalised.defvjp(_hidden_of_normalised_forward, _hidden_of_normalised_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _multiply_hidden(
+    recompute: bool, in_BTG: jax.Array, factor_BT1: jax.Array, h_BTF: jax.Array, w_FD: jax.Array
+) -> jax.Array:
+    """Returns h @ w; its gradient goes to what h was computed from, `in_BTG`."""
+    return h_BTF @ w_FD
+
+
+def _multiply_hidden_forward(recompute: bool, in_BTG, factor_BT1, h_BTF, w_FD):
+    return h_BTF @ w_FD, (in_BTG, factor_BT1, None if recompute else h_BTF, w_FD)
+
+
+def _multiply_hidden_backward(recompute: bool, saved, dy_BTD):
+    in_BTG, factor_BT1, h_BTF, w_FD = saved
+
+    def kernel(dy_BTD, in_BTG, factor_BT1, w_FD):
+        from slmjax.kernels.hopper.gated_matmul_gradient import gated_matmul_gradient
+
+        rows = [x.reshape(-1, x.shape[-1]) for x in (dy_BTD, in_BTG)]
+        outputs = gated_matmul_gradient(rows[0], w_FD, rows[1], factor_BT1.reshape(-1), with_hidden=recompute)
+        return jax.tree.map(lambda y: y.reshape(*dy_BTD.shape[:2], y.shape[-1]), outputs)
+
+    outputs = over_batch(kernel, (dy_BTD, in_BTG, factor_BT1), (w_FD,))
+    din_BTG, h_BTF = outputs if recompute else (outputs, h_BTF)
+    dw_FD = jnp.einsum("BTF,BTD->FD", h_BTF, dy_BTD)
+    return din_BTG, jnp.zeros_like(factor_BT1), jnp.zeros_like(h_BTF), dw_FD
+
+
+_multiply_hidden.defvjp(_multiply_hidden_forward, _multiply_hidden_backward)
