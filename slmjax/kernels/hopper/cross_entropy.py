@@ -85,7 +85,7 @@ def cross_entropy(
     logit_scale: float = 1.0,
     z_loss: float = 0.0,
     dtype: jax.typing.DTypeLike,
-    blocks: RowBlocks = RowBlocks(),  # noqa: B008
+    blocks: RowBlocks = RowBlocks(),
     programs: int | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns each row's logsumexp and its target's logit, float32 and scaled, and the gradient of the logits.
