@@ -3,6 +3,7 @@
 import functools
 import re
 
+import hopper_simulator
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from slmjax.config import MeshConfig
+from slmjax.kernels.targets import compile_for, compiling_for_hopper, hopper_devices
 from slmjax.ops.loss import _logsumexp_once, linear_cross_entropy, linear_cross_entropy_reference, token_losses
 from slmjax.parallel.mesh import make_mesh, on_mesh
 
@@ -23,7 +25,7 @@ def strict_rank_promotion():
         yield
 
 
-def inputs(dtype=jnp.float32):
+def inputs(dtype=jnp.float32, V=V):
     keys = jax.random.split(jax.random.key(0), 4)
     hidden_BTD = jax.random.normal(keys[0], (B, T, D), dtype)
     table_VD = jax.random.normal(keys[1], (V, D), dtype)
@@ -180,3 +182,47 @@ def test_token_losses_are_the_terms_of_the_sum():
         nll_BT = token_losses(hidden_BTD, table_VD, targets_BT, **options, chunk_tokens=chunk_tokens)
         assert nll_BT.shape == (B, T)
         np.testing.assert_allclose(jnp.sum(nll_BT * weights_BT), want.nll, rtol=1e-5)
+
+
+def assert_the_kernel_gives_the_reference(options):
+    """1152 ids, the fewest of which the last piece of a row is cut off; two chunks, the second padded."""
+    arguments = inputs(V=1152)
+    want, want_gradients = value_and_gradients(functools.partial(linear_cross_entropy_reference, **options), *arguments)
+    got, got_gradients = value_and_gradients(
+        functools.partial(linear_cross_entropy, **options, chunk_tokens=8), *arguments
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for a, b in zip(got_gradients, want_gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+SERVED = {"plain": {}, "scale and z-loss": {"logit_scale": 0.5, "z_loss": 0.01}}
+
+
+@pytest.mark.skipif(not hopper_simulator.AVAILABLE, reason="the simulator of jax 0.10 knows too few operations")
+@pytest.mark.parametrize("options", SERVED.values(), ids=SERVED)
+def test_the_kernel_gives_the_reference(options):
+    with hopper_simulator.simulated(), compiling_for_hopper():
+        assert_the_kernel_gives_the_reference(options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", SERVED.values(), ids=SERVED)
+def test_the_kernel_gives_the_reference_on_the_device(options):
+    with jax.default_matmul_precision("float32"):
+        assert_the_kernel_gives_the_reference(options)
+
+
+@pytest.mark.parametrize(
+    ("V", "options", "served"),
+    [(1152, {}, True), (1152, {"logit_softcap": 30.0}, False), (1150, {}, False), (1152, {"logit_scale": -1.0}, False)],
+)
+def test_the_kernel_is_chosen_where_it_serves(V, options, served):
+    try:
+        devices = hopper_devices()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    gradient = jax.grad(lambda *a: linear_cross_entropy(*a, **options).loss, argnums=(0, 1))
+    with compiling_for_hopper():
+        text = compile_for(devices, gradient, *inputs(V=V)).as_text()
+    assert ("hopper_cross_entropy" in text) == served
