@@ -10,6 +10,8 @@ Meanwhile the ring receives what comes next, up to more than a row.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +156,7 @@ def cross_entropy(
                     def _(size=size):
                         plgpu.copy_smem_to_gmem(source.at[pl.ds(0, size)], gradient.at[row, pl.ds(line, size)])
 
-        def after(slot, count=1):
+        def after(slot, count: Any = 1):
             slot = slot + count
             return jnp.where(slot >= slots, slot - slots, slot)
 
@@ -185,7 +187,7 @@ def cross_entropy(
                 total = total + jnp.exp2(x.astype(jnp.float32) * scale - shift)
 
             def free():
-                plgpu.commit_smem()
+                plgpu.commit_smem()  # all threads have read it, as seen by copies
                 return fill(slot, *following)
 
             following = lax.cond(step < again, free, lambda: following)
@@ -276,7 +278,7 @@ def cross_entropy(
     seen = logits_XV.reshape(X, lines, _COLUMNS)  # the same bytes
     statistic = jax.ShapeDtypeStruct((X,), jnp.float32)
     other = () if in_place else (jax.ShapeDtypeStruct(seen.shape, dtype),)
-    kernel = pl.kernel(
+    kernel: Callable[..., Any] = pl.kernel(
         scoped,
         out_type=(statistic, statistic, *other),
         mesh=plgpu.Mesh(grid=(programs,), grid_names=("block",), num_threads=W, thread_name="wg"),
