@@ -79,8 +79,9 @@ def choose_tiling(
     length: int,
     deterministic: bool = False,
 ) -> AttentionTiling:
-    """Returns the tiling measured on this kind of device at the nearest number of heads in a group, up to twice or half
-    as many, and the next length up, or the longest; where nobody measured, the default.
+    """Returns what was measured on this kind of device for the nearest case, or the default if there is none.
+
+    That is the nearest number of heads in a group, up to twice or half as many, and the next length up or the longest.
     """
 
     def away(row: Measured) -> float:

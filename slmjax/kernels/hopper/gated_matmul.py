@@ -4,6 +4,7 @@ Columns of the gate's and of the other matrix take turns, SWIZZLED of each, so t
 what an activation needs, in the same threads. One warpgroup computes activations and stores while the other multiplies.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -17,15 +18,15 @@ from slmjax.kernels.hopper import ring
 from slmjax.kernels.hopper.ring import SWIZZLED, MatmulBlocks
 from slmjax.kernels.hopper.warpgroups import ROWS, load
 
-DEFAULT_BLOCKS = MatmulBlocks(stages=4)
-
-# Worth measuring: all fit the registers and the shared memory of an H100.
+# Worth measuring: all fit the registers and the shared memory of an H100. The first is the fastest for narrow models on
+# an H200 (0.41 ms at 65536 x 576 x 1536, the second 0.45), the second for wide ones (3.40 ms at 32768 x 2048 x 8192,
+# the first 3.54).
 CANDIDATES = (
-    DEFAULT_BLOCKS,
-    MatmulBlocks(contracted=128, stages=2),
     MatmulBlocks(rows=64, columns=256, stages=4),
+    MatmulBlocks(stages=4),
     MatmulBlocks(columns=256, stages=3, teams=1),
 )
+NARROW = 1024  # the widest of narrow models
 
 # Tiles of rows, at most, that are gone through together, down the rows first. The tiles that run at one time are then
 # about as many rows as columns of tiles, so that what they read has the most uses in the L2 cache: with all columns of
@@ -33,12 +34,14 @@ CANDIDATES = (
 _ROW_TILES_TOGETHER = 16
 
 
+# Compiled apart, so that equal layers of a model are traced and lowered once.
+@functools.partial(jax.jit, static_argnames=("blocks", "programs"))
 def gated_matmul(
     x_XD: jax.Array,
     w_DG: jax.Array,
     factor_X: jax.Array | None = None,
     *,
-    blocks: MatmulBlocks = DEFAULT_BLOCKS,
+    blocks: MatmulBlocks | None = None,
     programs: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns in_XG, the product x @ w, and h_XF = silu(factor * gate) * (factor * up), its halves being gate and up.
@@ -49,7 +52,7 @@ def gated_matmul(
       x_XD: bfloat16 or float16, the rows.
       w_DG: the gate's matrix and the other one side by side (G = 2 F), in the same dtype.
       factor_X: float32, of each row; it does not go into the product that is returned.
-      blocks: how to divide the work; `columns` are those of both halves.
+      blocks: how to divide the work, `columns` being those of both halves; None is what suits.
       programs: how many persistent programs; None is one a multiprocessor.
 
     Raises:
@@ -63,6 +66,7 @@ def gated_matmul(
         )
     if (reason := why_not(x_XD, w_DG)) is not None:
         raise ValueError(f"gated_matmul on Hopper {reason}")
+    blocks = blocks or CANDIDATES[0 if D <= NARROW else 1]
     if blocks.columns % (2 * SWIZZLED):
         raise ValueError(f"gated_matmul: columns of blocks must be a multiple of {2 * SWIZZLED}, got {blocks}")
     F, dtype, rows, pairs = G // 2, x_XD.dtype, blocks.rows_of_warpgroup, blocks.columns // (2 * SWIZZLED)
