@@ -26,7 +26,7 @@ from slmjax.ops.gated import gated_feed_forward
 from slmjax.ops.linear import Products, Projected, project, project_activated
 from slmjax.ops.mask import AttentionMask
 from slmjax.ops.mixture import moe_feed_forward
-from slmjax.ops.norm import PendingNorm, layer_norm
+from slmjax.ops.norm import PendingNorm, layer_norm, norm_branch, rms_norm
 from slmjax.ops.rope import apply_rope, rope_frequencies
 from slmjax.ops.routing import route
 
@@ -83,16 +83,18 @@ class Norm(nnx.Module):
         if isinstance(self.config, LayerNormConfig):
             gain_D = self.gain_D[...] if self.config.learned else None
             return layer_norm(x_D, gain_D, self.b_D[...] if self.config.bias else None, eps=self.config.eps)
-        return self._pending(self.config, x_D).applied()
+        return rms_norm(x_D, self._gain(self.config), eps=self.config.eps)
 
-    def before_projection(self, x_D: jax.Array) -> jax.Array | PendingNorm:
-        """Returns what `ops.linear.project` takes for the normalised `x_D`."""
-        return self(x_D) if isinstance(self.config, LayerNormConfig) else self._pending(self.config, x_D)
+    def branch(self, x_D: jax.Array) -> tuple[jax.Array, jax.Array | PendingNorm]:
+        """Returns x for the residual stream, and what `ops.linear.project` takes for the normalised x of a branch."""
+        if isinstance(self.config, LayerNormConfig):
+            return x_D, self(x_D)
+        return norm_branch(x_D, self._gain(self.config), eps=self.config.eps)
 
-    def _pending(self, config: RMSNormConfig, x_D: jax.Array) -> PendingNorm:
+    def _gain(self, config: RMSNormConfig) -> jax.Array | None:
         if not config.learned:
-            return PendingNorm(x_D, None, config.eps)
-        return PendingNorm(x_D, self.gain_offset_D[...] + 1.0 if config.offset else self.gain_D[...], config.eps)
+            return None
+        return self.gain_offset_D[...] + 1.0 if config.offset else self.gain_D[...]
 
 
 class Attention(nnx.Module):
@@ -284,13 +286,13 @@ class Block(nnx.Module):
         config = self.config
         feed_forward = shared_feed_forward or self.feed_forward
         before, after = config.norm_placement in ("pre", "sandwich"), config.norm_placement in ("post", "sandwich")
-        h_BTD = self.mixer_norm.before_projection(x_BTD) if before else x_BTD
+        x_BTD, h_BTD = self.mixer_norm.branch(x_BTD) if before else (x_BTD, x_BTD)
         with jax.named_scope("mixer"):
             y_BTD, cache = self.mixer(h_BTD, context, cache)
         y_BTD = (self.mixer_out_norm(y_BTD) if after else y_BTD) * config.residual_scale
         if not config.parallel:
             x_BTD = x_BTD + y_BTD
-            h_BTD = self.feed_forward_norm.before_projection(x_BTD) if before else x_BTD
+            x_BTD, h_BTD = self.feed_forward_norm.branch(x_BTD) if before else (x_BTD, x_BTD)
         with jax.named_scope("feed_forward"):
             z_BTD, routing = feed_forward(h_BTD, context)
         z_BTD = (self.feed_forward_out_norm(z_BTD) if after else z_BTD) * config.residual_scale

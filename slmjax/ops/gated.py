@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 from slmjax.config import Activation
 from slmjax.kernels import targets
-from slmjax.ops.linear import Products, few_tokens, multiply_normalised_backward, project, project_activated, with_gain
-from slmjax.ops.norm import PendingNorm, inverse_rms
+from slmjax.ops.linear import Products, few_tokens, multiply_with_gain_backward, project, project_activated, with_gain
+from slmjax.ops.norm import PendingNorm
 from slmjax.ops.partition import over_batch
 
 _logger = logging.getLogger("slmjax.gated")
@@ -44,8 +44,8 @@ def gated_feed_forward(
             wide, w_down_FD, activation=activation, gated=True, recompute=recompute, products=products
         )
     w_DG = jnp.concatenate([w_gate_DF, w_up_DF], axis=1)
-    hidden: tuple[jax.Array, jax.Array, jax.Array] = _hidden_of_normalised(x.eps, x.x_D, x.gain_D, w_DG)
-    return _multiply_hidden(recompute, *hidden, w_down_FD)
+    hidden: tuple[jax.Array, jax.Array] = _hidden_with_gain(x.x_D, x.gain_D, x.factor_D1, w_DG)
+    return _multiply_hidden(recompute, hidden[0], x.factor_D1, hidden[1], w_down_FD)
 
 
 def _why_not_fused(
@@ -71,20 +71,18 @@ def _log_once(reason: str | None) -> None:
     _logger.info("gated feed-forward: %s", "fused" if reason is None else f"not fused, because {reason}")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _hidden_of_normalised(
-    eps: float, x_BTD: jax.Array, gain_D: jax.Array | None, w_DG: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns x @ (gain * w), 1 / rms(x), and the hidden numbers of their product.
+@jax.custom_vjp
+def _hidden_with_gain(
+    x_BTD: jax.Array, gain_D: jax.Array | None, factor_BT1: jax.Array, w_DG: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns x @ (gain * w), and the hidden numbers of its product with the factor.
 
-    Only the first has a gradient: whoever reads the others puts theirs into it.
+    Only the first has a gradient: whoever reads the second puts its own into it.
     """
-    return _hidden_of_normalised_forward(eps, x_BTD, gain_D, w_DG)[0]
+    return _hidden_with_gain_forward(x_BTD, gain_D, factor_BT1, w_DG)[0]
 
 
-def _hidden_of_normalised_forward(eps: float, x_BTD, gain_D, w_DG):
-    with jax.named_scope("norm"):
-        factor_BT1 = inverse_rms(x_BTD, eps=eps)
+def _hidden_with_gain_forward(x_BTD, gain_D, factor_BT1, w_DG):
     scaled_DG = with_gain(gain_D, w_DG)
 
     def kernel(x_BTD, factor_BT1, scaled_DG):
@@ -93,15 +91,17 @@ def _hidden_of_normalised_forward(eps: float, x_BTD, gain_D, w_DG):
         outputs = gated_matmul(x_BTD.reshape(-1, x_BTD.shape[-1]), scaled_DG, factor_BT1.reshape(-1))
         return tuple(y.reshape(*x_BTD.shape[:2], y.shape[-1]) for y in outputs)
 
-    in_BTG, h_BTF = over_batch(kernel, (x_BTD, factor_BT1), (scaled_DG,))
-    return (in_BTG, factor_BT1, h_BTF), (x_BTD, factor_BT1, gain_D, w_DG, scaled_DG)
+    outputs = over_batch(kernel, (x_BTD, factor_BT1), (scaled_DG,))
+    return outputs, (x_BTD, gain_D, factor_BT1, w_DG, scaled_DG)
 
 
-def _hidden_of_normalised_backward(eps: float, saved, cotangents):
-    return multiply_normalised_backward(eps, saved, cotangents[:2])
+def _hidden_with_gain_backward(saved, cotangents):
+    x_BTD, gain_D, factor_BT1, w_DG, scaled_DG = saved
+    dx_BTD, dgain_D, dw_DG = multiply_with_gain_backward((x_BTD, gain_D, w_DG, scaled_DG), cotangents[0])
+    return dx_BTD, dgain_D, jnp.zeros_like(factor_BT1), dw_DG
 
 
-_hidden_of_normalised.defvjp(_hidden_of_normalised_forward, _hidden_of_normalised_backward)
+_hidden_with_gain.defvjp(_hidden_with_gain_forward, _hidden_with_gain_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

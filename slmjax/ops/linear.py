@@ -6,7 +6,7 @@ are rounded to e4m3, gradients to e5m2, one scale for each; products are accumul
 An RMS norm before a projection is (x / rms(x) * gain) @ W = (x @ (gain * W)) / rms(x): the gain goes into the weights,
 and the factor of each token into whatever reads the product. The normalised input is never written, the gradient of the
 gain is a sum over the weights' gradient instead of one over all tokens, and the backward pass needs x, which is kept
-anyway.
+anyway. How the factor depends on x is the business of `ops.norm.norm_branch`.
 """
 
 import functools
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from slmjax.config import Activation
 from slmjax.ops.activation import activate
 from slmjax.ops.float8 import FORWARD, GRADIENT, Scaled, dequantise, quantise
-from slmjax.ops.norm import PendingNorm, inverse_rms
+from slmjax.ops.norm import PendingNorm
 
 Products = Literal["compute_dtype", "float8"]
 
@@ -62,8 +62,8 @@ def project(
     if isinstance(x, PendingNorm):
         if not few and products == "compute_dtype":
             weights_DF = jnp.concatenate(flat, axis=1)
-            normalised: tuple[jax.Array, jax.Array] = _multiply_normalised(x.eps, x.x_D, x.gain_D, weights_DF)
-            return Projected(*normalised)
+            product_BTF: jax.Array = _multiply_with_gain(x.x_D, x.gain_D, weights_DF)
+            return Projected(product_BTF, x.factor_D1)
         x = x.applied()
     if few:
         return Projected(jnp.concatenate([_multiply(products, x, weight) for weight in flat], axis=-1), None)
@@ -95,34 +95,23 @@ def project_activated(
     return _multiply(products, _activated(activation, gated, *x), w_FD)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _multiply_normalised(
-    eps: float, x_BTD: jax.Array, gain_D: jax.Array | None, w_DF: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns x @ (gain * w) and 1 / rms(x), whose product is the projection."""
-    return _multiply_normalised_forward(eps, x_BTD, gain_D, w_DF)[0]
+@jax.custom_vjp
+def _multiply_with_gain(x_BTD: jax.Array, gain_D: jax.Array | None, w_DF: jax.Array) -> jax.Array:
+    """Returns x @ (gain * w)."""
+    return _multiply_with_gain_forward(x_BTD, gain_D, w_DF)[0]
 
 
-def _multiply_normalised_forward(eps: float, x_BTD, gain_D, w_DF):
-    with jax.named_scope("norm"):
-        factor_BT1 = inverse_rms(x_BTD, eps=eps)
+def _multiply_with_gain_forward(x_BTD, gain_D, w_DF):
     scaled_DF = with_gain(gain_D, w_DF)
     # The scaled weights are kept too: made again, they would be gathered again where weights are sharded.
-    return (x_BTD @ scaled_DF, factor_BT1), (x_BTD, factor_BT1, gain_D, w_DF, scaled_DF)
+    return x_BTD @ scaled_DF, (x_BTD, gain_D, w_DF, scaled_DF)
 
 
-def multiply_normalised_backward(eps: float, saved, cotangents):
-    """Returns the gradients of x, the gain and w for those of x @ (gain * w) and of 1 / rms(x), which is ignored."""
-    # The factor's own cotangent is zero by agreement: what it should be follows from that of the values below.
-    (x_BTD, factor_BT1, gain_D, w_DF, scaled_DF), (dy_BTF, _) = saved, cotangents
+def multiply_with_gain_backward(saved, dy_BTF: jax.Array):
+    """Returns the gradients of x, the gain and w; saved are these and gain * w."""
+    x_BTD, gain_D, w_DF, scaled_DF = saved
     dy_BTF = jax.lax.optimization_barrier(dy_BTF)
-    dx_BTD = _dot("...F,DF->...D", dy_BTF, scaled_DF, x_BTD.dtype).astype(jnp.float32)
-    # dy is factor * dp, where p = factor * x W' is the projection. So dx = dy W'^T + (dp . x W') d(factor)/dx, in which
-    # d(factor)/dx = -factor^3 x / D, and dp . x W' = x . (dy W'^T) / factor.
-    with jax.named_scope("norm"):
-        wide_BTD = x_BTD.astype(jnp.float32)
-        along_BT1 = jnp.mean(dx_BTD * wide_BTD, axis=-1, keepdims=True) * jnp.square(factor_BT1)
-        dx_BTD = (dx_BTD - wide_BTD * along_BT1).astype(x_BTD.dtype)
+    dx_BTD = _dot("...F,DF->...D", dy_BTF, scaled_DF, x_BTD.dtype)
     dw_DF = _dot("...D,...F->DF", x_BTD, dy_BTF, w_DF.dtype)
     if gain_D is None:
         return dx_BTD, None, dw_DF
@@ -130,7 +119,7 @@ def multiply_normalised_backward(eps: float, saved, cotangents):
     return dx_BTD, dgain_D, with_gain(gain_D, dw_DF)
 
 
-_multiply_normalised.defvjp(_multiply_normalised_forward, multiply_normalised_backward)
+_multiply_with_gain.defvjp(_multiply_with_gain_forward, multiply_with_gain_backward)
 
 
 def with_gain(gain_D: jax.Array | None, w_DF: jax.Array) -> jax.Array:

@@ -9,9 +9,9 @@ import pytest
 
 from slmjax.config import MeshConfig
 from slmjax.kernels import targets
-from slmjax.kernels.hopper import gated_matmul, gated_matmul_gradient
+from slmjax.kernels.hopper import gated_matmul, gated_matmul_gradient, norm_gradient
 from slmjax.ops.gated import gated_feed_forward
-from slmjax.ops.norm import PendingNorm
+from slmjax.ops.norm import norm_branch, norm_gradient_reference
 from slmjax.parallel import batch_sharding, make_mesh, on_mesh
 
 B, T, D, F = 8, 64, 128, 192
@@ -38,6 +38,10 @@ def plain_gradient(dy_XD, w_FD, in_XG, factor_X, *, with_hidden):
     return (din_XG, h_XF.astype(dy_XD.dtype)) if with_hidden else din_XG
 
 
+def plain_norm_gradient(dx_XD, x_XD, factor_X, dresidual_XD):
+    return norm_gradient_reference(dx_XD, x_XD, factor_X[:, None], dresidual_XD)
+
+
 @pytest.fixture
 def stand_ins(monkeypatch):
     """Kernels are chosen as on a Hopper GPU; the names of those that were called."""
@@ -48,6 +52,7 @@ def stand_ins(monkeypatch):
 
     monkeypatch.setattr(gated_matmul, "gated_matmul", noted("product", plain_product))
     monkeypatch.setattr(gated_matmul_gradient, "gated_matmul_gradient", noted("gradient", plain_gradient))
+    monkeypatch.setattr(norm_gradient, "norm_gradient", noted("norm", plain_norm_gradient))
     return called
 
 
@@ -60,7 +65,8 @@ def arguments(gain=True, dtype=jnp.bfloat16):
 
 
 def feed_forward(x_BTD, gain_D, *weights, **options):
-    return gated_feed_forward(PendingNorm(x_BTD, gain_D, 1e-5), *weights, **{"activation": "silu", **options})
+    residual_BTD, branch = norm_branch(x_BTD, gain_D, eps=1e-5)
+    return residual_BTD + gated_feed_forward(branch, *weights, **{"activation": "silu", **options})
 
 
 def value_and_gradients(function, arguments):
@@ -91,7 +97,7 @@ def test_values_and_gradients_are_no_worse_than_without_the_kernels(stand_ins, r
     assert stand_ins == []
     with targets.compiling_for_hopper():
         fused = value_and_gradients(functools.partial(feed_forward, recompute=recompute), arguments(gain))
-    assert stand_ins == ["product", "gradient"]
+    assert stand_ins == ["product", "gradient", "norm"]
     exact = value_and_gradients(function, wide(arguments(gain)))
     assert [x.dtype for x in fused] == [x.dtype for x in plain]
     for ours, theirs in zip(errors(fused, exact), errors(plain, exact), strict=True):
@@ -107,7 +113,7 @@ def test_each_device_multiplies_its_own_rows(stand_ins):
         divided = value_and_gradients(
             on_mesh(mesh, feed_forward), (jax.device_put(x_BTD, batch_sharding(mesh)), *others)
         )
-    assert stand_ins == ["product", "gradient"] * 2
+    assert stand_ins == ["product", "gradient", "norm"] * 2
     assert divided[1].sharding.spec == batch_sharding(mesh).spec
     # Sums over rows in another order, rounded to bfloat16 on the way.
     assert max(errors(divided, whole)) < float(jnp.finfo(jnp.bfloat16).eps)

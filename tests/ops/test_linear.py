@@ -8,7 +8,7 @@ import pytest
 from slmjax.config.model import Activation
 from slmjax.ops.activation import activate
 from slmjax.ops.linear import Projected, project, project_activated
-from slmjax.ops.norm import PendingNorm, rms_norm
+from slmjax.ops.norm import norm_branch, rms_norm
 
 D = 8
 
@@ -47,7 +47,7 @@ def test_joined_projections_are_the_separate_ones(tokens):
 
 def test_joined_projections_are_one_product_forward_and_two_backward():
     def joined(x_BTD, gain_D, *weights):
-        return project(PendingNorm(x_BTD, gain_D, 1e-5), weights).take_apart([(3, 2), (5,)])
+        return project(norm_branch(x_BTD, gain_D, eps=1e-5)[1], weights).take_apart([(3, 2), (5,)])
 
     def products(function):
         text = jax.jit(function).lower(normal(0, 2, 16, D), normal(1, D), normal(1, D, 3, 2), normal(2, D, 5)).as_text()
@@ -75,7 +75,7 @@ def test_a_norm_folded_into_projections_is_the_norm_before_them(behind, gain, to
         return [project_activated(projected, w_down, activation="silu", gated=True, recompute=recompute)]
 
     def folded(x_BTD, gain_D, *weights):
-        return outputs(PendingNorm(x_BTD, gain_D, 1e-5), *weights)
+        return outputs(norm_branch(x_BTD, gain_D, eps=1e-5)[1], *weights)
 
     def before(x_BTD, gain_D, *weights):
         return outputs(rms_norm(x_BTD, gain_D, eps=1e-5), *weights)
@@ -95,7 +95,7 @@ def test_a_folded_norm_rounds_no_more_than_one_before():
     narrow = [x.astype(jnp.bfloat16) if i != 1 else x for i, x in enumerate(arguments)]
 
     def folded(x, gain, weight):
-        projected = project(PendingNorm(x, gain, 1e-5), [weight])
+        projected = project(norm_branch(x, gain, eps=1e-5)[1], [weight])
         return projected.values_BTF.astype(jnp.float32) * jax.lax.stop_gradient(projected.factor_BT1)
 
     def before(x, gain, weight):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slmjax.ops.norm import layer_norm, rms_norm
+from slmjax.ops.norm import layer_norm, norm_branch, rms_norm
 
 EPS = 1e-3  # large enough to be seen
 
@@ -34,6 +34,27 @@ def test_rms_norm():
     np.testing.assert_allclose(
         rms_norm(x_D, gain_D, eps=EPS, offset=True), unit_D * (1 + np.asarray(gain_D)), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("gain", [True, False], ids=["gain", "no gain"])
+def test_a_branch_has_the_gradients_of_a_norm_beside_a_residual(gain):
+    x_D, gain_D, weight_D = inputs()
+    gain_D = gain_D if gain else None
+
+    def apart(x_D, gain_D):
+        residual_D, branch = norm_branch(x_D, gain_D, eps=EPS)
+        return residual_D * weight_D[None, None] + jnp.tanh(branch.applied())
+
+    def plain(x_D, gain_D):
+        return x_D * weight_D[None, None] + jnp.tanh(rms_norm(x_D, gain_D, eps=EPS))
+
+    np.testing.assert_array_equal(apart(x_D, gain_D), plain(x_D, gain_D))
+    numbers = (0, 1) if gain else (0,)
+    got, want = (
+        jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=numbers)(x_D, gain_D) for f in (apart, plain)
+    )
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_layer_norm():

@@ -23,6 +23,8 @@ from slmjax.kernels.hopper.warpgroups import ROWS, load
 # the first 3.54).
 CANDIDATES = (
     MatmulBlocks(rows=64, columns=256, stages=4),
+    MatmulBlocks(rows=64, columns=256, stages=4, cluster=2),
+    MatmulBlocks(stages=4, cluster=2),
     MatmulBlocks(stages=4),
     MatmulBlocks(columns=256, stages=3, teams=1),
 )
@@ -71,7 +73,7 @@ def gated_matmul(
         raise ValueError(f"gated_matmul: columns of blocks must be a multiple of {2 * SWIZZLED}, got {blocks}")
     F, dtype, rows, pairs = G // 2, x_XD.dtype, blocks.rows_of_warpgroup, blocks.columns // (2 * SWIZZLED)
     programs = programs or ring.num_programs()
-    tiles = pl.cdiv(X, blocks.rows), pl.cdiv(F, pairs * SWIZZLED)
+    tiles = pl.cdiv(X, blocks.rows * blocks.cluster), pl.cdiv(F, pairs * SWIZZLED)
     num_tiles, steps = math.prod(tiles), pl.cdiv(D, blocks.contracted)
 
     def body(x, w, *refs):
@@ -82,14 +84,14 @@ def gated_matmul(
             # Always `steps`, which the compiler must not know: it would unroll the loop, and run out of registers.
             num_steps = jnp.where(index < num_tiles, steps, index)
             row, column = tile_place(index, *tiles)
-            return num_steps, (row * blocks.rows, column)
+            return num_steps, (ring.own_row(row, blocks), column)
 
         def copy(tile, step, stage, barrier):
             row, column = tile
             contracted = pl.ds(step * blocks.contracted, blocks.contracted)
             columns = pl.ds(column * blocks.columns, blocks.columns)
             plgpu.copy_gmem_to_smem(x.at[pl.ds(row, blocks.rows), contracted], x_smem.at[stage], barrier)
-            plgpu.copy_gmem_to_smem(w.at[contracted, columns], w_smem.at[stage], barrier)
+            ring.copy_for_cluster(w.at[contracted, columns], w_smem.at[stage], barrier, blocks)
 
         def multiply(acc_ref, tile, step, stage, part):
             plgpu.wgmma(acc_ref, x_smem.at[stage, pl.ds(part * rows, rows)], w_smem.at[stage])
@@ -141,9 +143,10 @@ def gated_matmul(
             *ring.barriers(blocks),
         ],
         programs=programs,
+        cluster=blocks.cluster,
     )
     taking_turns_DG = w_DG.reshape(D, 2, F // SWIZZLED, SWIZZLED).swapaxes(1, 2).reshape(D, G)
-    in_X2F, h_XF = kernel(x_XD, taking_turns_DG, *padded(factor_X, tiles[0] * blocks.rows))
+    in_X2F, h_XF = kernel(x_XD, taking_turns_DG, *padded(factor_X, tiles[0] * blocks.rows * blocks.cluster))
     return in_X2F.reshape(X, G), h_XF
 
 
