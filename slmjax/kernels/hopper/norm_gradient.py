@@ -1,8 +1,9 @@
 """The gradient of an RMS norm that is folded into a projection, and that of the residual, in Pallas Mosaic GPU.
 
 Three arrays are read once and one is written, and nothing else happens: time is that of memory. Each warp has whole
-rows in its registers, so that a row's sum needs only shuffles, no shared memory, and no warp waits for another. All of
-a warp's loads are under way before it uses the first, and there are many warps.
+rows in its registers, so that a row's sum needs only shuffles, no shared memory, and no warp waits for another. Its
+loads come before all else (of wide rows the assembler puts off those of the residual's gradient), and there are more of
+them under way in all warps than memory's latency needs.
 """
 
 import dataclasses
@@ -120,9 +121,8 @@ def norm_gradient(
         def one_tile(tile):
             # The last tile begins earlier instead of ending later, and repeats what another has done.
             row = jnp.minimum(tile * tile_rows, num_rows - tile_rows)
-            for i, (factor_R, xs, dxs, dresiduals) in enumerate(
-                [of_four(row + i * _WARPS) for i in range(blocks.rows)]
-            ):
+            loaded = [of_four(row + i * _WARPS) for i in range(blocks.rows)]
+            for i, (factor_R, xs, dxs, dresiduals) in enumerate(loaded):
                 along_R = _dot(xs, dxs) * factor_R * factor_R * (1 / D)
                 for (column, columns), *each in zip(pieces, xs, dxs, dresiduals, strict=True):
                     x_RP, dx_RP, dresidual_RP = (piece.astype(jnp.float32) for piece in each)
