@@ -18,18 +18,12 @@ from slmjax.kernels.hopper import ring
 from slmjax.kernels.hopper.ring import SWIZZLED, MatmulBlocks
 from slmjax.kernels.hopper.warpgroups import ROWS, load
 
-# Worth measuring: all fit the registers and the shared memory of an H100. The first is the fastest for narrow models on
-# an H200 (0.41 ms at 65536 x 576 x 1536, the second 0.45), the second for wide ones (3.40 ms at 32768 x 2048 x 8192,
-# the first 3.54).
+# Worth measuring: all fit the registers and the shared memory of an H100; on an H200 the first is the fastest.
 CANDIDATES = (
     MatmulBlocks(rows=64, columns=256, stages=4),
-    MatmulBlocks(rows=64, columns=256, stages=4, cluster=2),
-    MatmulBlocks(stages=4, cluster=2),
     MatmulBlocks(stages=4),
     MatmulBlocks(columns=256, stages=3, teams=1),
 )
-NARROW = 1024  # the widest of narrow models
-
 # Tiles of rows, at most, that are gone through together, down the rows first. The tiles that run at one time are then
 # about as many rows as columns of tiles, so that what they read has the most uses in the L2 cache: with all columns of
 # a few rows, matrices larger than it would be read from memory for every few rows.
@@ -43,7 +37,7 @@ def gated_matmul(
     w_DG: jax.Array,
     factor_X: jax.Array | None = None,
     *,
-    blocks: MatmulBlocks | None = None,
+    blocks: MatmulBlocks = CANDIDATES[0],
     programs: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns in_XG, the product x @ w, and h_XF = silu(factor * gate) * (factor * up), its halves being gate and up.
@@ -54,7 +48,7 @@ def gated_matmul(
       x_XD: bfloat16 or float16, the rows.
       w_DG: the gate's matrix and the other one side by side (G = 2 F), in the same dtype.
       factor_X: float32, of each row; it does not go into the product that is returned.
-      blocks: how to divide the work, `columns` being those of both halves; None is what suits.
+      blocks: how to divide the work, `columns` being those of both halves.
       programs: how many persistent programs; None is one a multiprocessor.
 
     Raises:
@@ -68,12 +62,11 @@ def gated_matmul(
         )
     if (reason := why_not(x_XD, w_DG)) is not None:
         raise ValueError(f"gated_matmul on Hopper {reason}")
-    blocks = blocks or CANDIDATES[0 if D <= NARROW else 1]
     if blocks.columns % (2 * SWIZZLED):
         raise ValueError(f"gated_matmul: columns of blocks must be a multiple of {2 * SWIZZLED}, got {blocks}")
     F, dtype, rows, pairs = G // 2, x_XD.dtype, blocks.rows_of_warpgroup, blocks.columns // (2 * SWIZZLED)
     programs = programs or ring.num_programs()
-    tiles = pl.cdiv(X, blocks.rows * blocks.cluster), pl.cdiv(F, pairs * SWIZZLED)
+    tiles = pl.cdiv(X, blocks.rows), pl.cdiv(F, pairs * SWIZZLED)
     num_tiles, steps = math.prod(tiles), pl.cdiv(D, blocks.contracted)
 
     def body(x, w, *refs):
@@ -84,14 +77,14 @@ def gated_matmul(
             # Always `steps`, which the compiler must not know: it would unroll the loop, and run out of registers.
             num_steps = jnp.where(index < num_tiles, steps, index)
             row, column = tile_place(index, *tiles)
-            return num_steps, (ring.own_row(row, blocks), column)
+            return num_steps, (row * blocks.rows, column)
 
         def copy(tile, step, stage, barrier):
             row, column = tile
             contracted = pl.ds(step * blocks.contracted, blocks.contracted)
             columns = pl.ds(column * blocks.columns, blocks.columns)
             plgpu.copy_gmem_to_smem(x.at[pl.ds(row, blocks.rows), contracted], x_smem.at[stage], barrier)
-            ring.copy_for_cluster(w.at[contracted, columns], w_smem.at[stage], barrier, blocks)
+            plgpu.copy_gmem_to_smem(w.at[contracted, columns], w_smem.at[stage], barrier)
 
         def multiply(acc_ref, tile, step, stage, part):
             plgpu.wgmma(acc_ref, x_smem.at[stage, pl.ds(part * rows, rows)], w_smem.at[stage])
@@ -143,10 +136,9 @@ def gated_matmul(
             *ring.barriers(blocks),
         ],
         programs=programs,
-        cluster=blocks.cluster,
     )
     taking_turns_DG = w_DG.reshape(D, 2, F // SWIZZLED, SWIZZLED).swapaxes(1, 2).reshape(D, G)
-    in_X2F, h_XF = kernel(x_XD, taking_turns_DG, *padded(factor_X, tiles[0] * blocks.rows * blocks.cluster))
+    in_X2F, h_XF = kernel(x_XD, taking_turns_DG, *padded(factor_X, tiles[0] * blocks.rows))
     return in_X2F.reshape(X, G), h_XF
 
 

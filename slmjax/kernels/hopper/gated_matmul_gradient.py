@@ -14,24 +14,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from slmjax.kernels.hopper import ring
-from slmjax.kernels.hopper.gated_matmul import NARROW, activation, load_factors, padded, tile_place
+from slmjax.kernels.hopper.gated_matmul import activation, load_factors, padded, tile_place
 from slmjax.kernels.hopper.ring import SWIZZLED, MatmulBlocks
 from slmjax.kernels.hopper.warpgroups import ROWS
 
 # Worth measuring: all fit the registers and the shared memory of an H100; those of the second also with hidden numbers.
-# The first of each is the fastest for narrow models on an H200, the second for wide ones (the shapes of gated_matmul:
-# 0.36 and 0.39 ms, 2.24 and 2.11; with hidden numbers 0.40 and 0.50, 2.47 and 2.35).
+# On an H200 the first of each is the fastest: a deep ring counts most.
 CANDIDATES = (
     MatmulBlocks(rows=64, stages=6),
-    MatmulBlocks(rows=64, stages=6, cluster=2),
-    MatmulBlocks(columns=64, stages=6, cluster=2),
-    MatmulBlocks(stages=3, cluster=2),
+    MatmulBlocks(columns=64, stages=6),
     MatmulBlocks(stages=3),
     MatmulBlocks(stages=5, teams=1),
 )
 CANDIDATES_WITH_HIDDEN = (
     MatmulBlocks(rows=64, stages=5),
-    MatmulBlocks(rows=64, stages=5, cluster=2),
     MatmulBlocks(stages=4, teams=1),
     MatmulBlocks(columns=64, stages=5),
 )
@@ -75,10 +71,10 @@ def gated_matmul_gradient(
         )
     if (reason := why_not(dy_XD, w_FD)) is not None:
         raise ValueError(f"gated_matmul_gradient on Hopper {reason}")
-    blocks = blocks or (CANDIDATES_WITH_HIDDEN if with_hidden else CANDIDATES)[0 if D <= NARROW else 1]
+    blocks = blocks or (CANDIDATES_WITH_HIDDEN if with_hidden else CANDIDATES)[0]
     dtype, rows, chunks = dy_XD.dtype, blocks.rows_of_warpgroup, blocks.columns // SWIZZLED
     programs = programs or ring.num_programs()
-    tiles = pl.cdiv(X, blocks.rows * blocks.cluster), pl.cdiv(F, blocks.columns)
+    tiles = pl.cdiv(X, blocks.rows), pl.cdiv(F, blocks.columns)
     num_tiles, steps = math.prod(tiles), pl.cdiv(D, blocks.contracted)
 
     def body(dy, w, in_, *refs):
@@ -91,13 +87,13 @@ def gated_matmul_gradient(
             # Always `steps`, which the compiler must not know: it would unroll the loop, and run out of registers.
             num_steps = jnp.where(index < num_tiles, steps, index)
             row, column = tile_place(index, *tiles)
-            return num_steps, (ring.own_row(row, blocks), column * blocks.columns)
+            return num_steps, (row * blocks.rows, column * blocks.columns)
 
         def copy(tile, step, stage, barrier):
             row, column = tile
             contracted = pl.ds(step * blocks.contracted, blocks.contracted)
             plgpu.copy_gmem_to_smem(dy.at[pl.ds(row, blocks.rows), contracted], dy_smem.at[stage], barrier)
-            ring.copy_for_cluster(w.at[pl.ds(column, blocks.columns), contracted], w_smem.at[stage], barrier, blocks)
+            plgpu.copy_gmem_to_smem(w.at[pl.ds(column, blocks.columns), contracted], w_smem.at[stage], barrier)
 
         def multiply(acc_ref, tile, step, stage, part):
             plgpu.wgmma(acc_ref, dy_smem.at[stage, pl.ds(part * rows, rows)], w_smem.at[stage].transpose((1, 0)))
@@ -164,12 +160,9 @@ def gated_matmul_gradient(
             *([ring.swizzled((2, chunks, rows, SWIZZLED), dtype)] if with_hidden else []),
         ],
         programs=programs,
-        cluster=blocks.cluster,
     )
     # The halves are a dimension of their own, so that copies are cut off at the end of each.
-    din_X2F, *h_XF = kernel(
-        dy_XD, w_FD, in_XG.reshape(X, 2, F), *padded(factor_X, tiles[0] * blocks.rows * blocks.cluster)
-    )
+    din_X2F, *h_XF = kernel(dy_XD, w_FD, in_XG.reshape(X, 2, F), *padded(factor_X, tiles[0] * blocks.rows))
     din_XG = din_X2F.reshape(X, 2 * F)
     return (din_XG, h_XF[0]) if with_hidden else din_XG
 

@@ -21,8 +21,6 @@ SWIZZLED = 64
 LEAST = 128  # rows, and widths
 ALIGNED_ROWS = 8
 
-CLUSTER = "cluster"  # the name of a program's place in its cluster
-
 _COPYING = 2  # the warpgroup that copies; 0 and 1 multiply
 # Of 65,536 registers for 384 threads, in steps of 8.
 _REGISTERS_COPYING, _REGISTERS_MULTIPLYING = 40, 232
@@ -38,7 +36,6 @@ class MatmulBlocks:
       contracted: how much of the contracted dimension a step of the ring holds.
       stages: steps that the ring holds.
       teams: 2, a tile for each multiplying warpgroup; or 1, a tile for both.
-      cluster: programs that multiply tiles below each other at one time, and read their columns only once.
     """
 
     rows: int = 128
@@ -46,7 +43,6 @@ class MatmulBlocks:
     contracted: int = 64
     stages: int = 5
     teams: int = 2
-    cluster: int = 1
 
     def __post_init__(self):
         if self.teams not in (1, 2):
@@ -113,43 +109,24 @@ def barriers(blocks: MatmulBlocks) -> tuple[Any, Any]:
     by the same threads each time; it is empty when all of the team have read it.
     """
     full = plgpu.Barrier(num_arrivals=2, num_barriers=blocks.teams * blocks.stages)
-    arrivals = 2 // blocks.teams
-    if blocks.cluster == 1:
-        return full, plgpu.Barrier(num_arrivals=arrivals, num_barriers=blocks.stages)
-    # What one program copies for all of its cluster, all must be done with.
-    empty = plgpu.ClusterBarrier(collective_axes=(CLUSTER,), num_arrivals=arrivals, num_barriers=blocks.stages)
-    return full, empty
+    return full, plgpu.Barrier(num_arrivals=2 // blocks.teams, num_barriers=blocks.stages)
 
 
 def kernel(
-    name: str, body: Callable[..., None], out_type: Any, scratch_types: Any, *, programs: int, cluster: int = 1
+    name: str, body: Callable[..., None], out_type: Any, scratch_types: Any, *, programs: int
 ) -> Callable[..., Any]:
     """Returns the kernel whose body calls `run`; profiles show its name. Exponentials and roots are approximate."""
-    clusters = {} if cluster == 1 else {"cluster": (cluster,), "cluster_names": (CLUSTER,)}
     return plgpu.kernel(
         body,
         kernel_name=name,
         out_type=out_type,
         scratch_types=scratch_types,
-        grid=(max(programs // cluster, 1),),
+        grid=(programs,),
         grid_names=("program",),
-        **clusters,
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
     )
-
-
-def own_row(row_tile: Any, blocks: MatmulBlocks) -> Any:
-    """Returns the first row of this program's tile among those of its cluster, which are tile number `row_tile`."""
-    if blocks.cluster == 1:
-        return row_tile * blocks.rows
-    return (row_tile * blocks.cluster + lax.axis_index(CLUSTER)) * blocks.rows
-
-
-def copy_for_cluster(source: Any, target: Any, barrier: Any, blocks: MatmulBlocks) -> None:
-    """Starts to copy what is the same for all programs of the cluster, each a part of it."""
-    plgpu.copy_gmem_to_smem(source, target, barrier, collective_axes=CLUSTER if blocks.cluster > 1 else None)
 
 
 def run(
@@ -171,8 +148,8 @@ def run(
       full: scratch of the type of `barriers`.
       empty: likewise.
       blocks: how the product is divided.
-      programs: how many programs there are; those of a cluster do the same tiles at the same time.
-      num_tiles: how many tiles the result has, or tiles of clusters.
+      programs: how many programs there are.
+      num_tiles: how many tiles the result has.
       tile: index -> (number of steps, whatever describes the tile to the other functions).
       copy: (tile, step, stage, barrier): starts the two copies of a step to a stage of the ring.
       multiply: (accumulator, tile, step, stage, part): starts one product; `part` is 0 or 1 where a team of two shares
@@ -183,7 +160,6 @@ def run(
     """
     stages, teams = blocks.stages, blocks.teams
     warpgroup, program = lax.axis_index("warpgroup"), lax.axis_index("program")
-    programs = max(programs // blocks.cluster, 1)
 
     def over_tiles(visit):
         """Calls visit(team, tile, number of steps, first step); steps are counted over all tiles of the program."""
