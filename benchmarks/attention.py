@@ -1,12 +1,13 @@
 """How fast, and how exact, fused attention is on this GPU: ours next to cuDNN and the deprecated Pallas-Triton kernel.
 
     python benchmarks/attention.py                        every shape, dense, packed and windowed
-    python benchmarks/attention.py --shape 16,2048,9,3,64 --tilings
+    python benchmarks/attention.py --shape 16,2048,9,3,64 --triton --torch
 
 Packed rows hold documents of lognormal lengths with a mean of an eighth of the row; cuDNN and Triton cannot keep them
-apart and are always timed on the whole causal triangle. TFLOP/s count what the mask keeps: 4 H a pair of query and key
-forward, 10 H backward. Times are medians over repetitions of the mean of several calls, each repetition waited for.
-Errors are norms of the difference to float32 over the norm, on a smaller batch.
+apart and are always timed on the whole causal triangle. Ours has the tilings that it would choose. TFLOP/s count what
+the mask keeps: 4 H a pair of query and key forward, 10 H backward. Times are medians over repetitions of the mean of
+several calls, each repetition waited for. Errors are norms of the difference to float32 over the norm, on a smaller
+batch.
 """
 
 import argparse
@@ -21,12 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from slmjax.kernels.hopper.attention import hopper_attention
-from slmjax.kernels.hopper.attention_backward_fused import FusedTiling
-from slmjax.kernels.hopper.attention_forward import ForwardTiling
-from slmjax.kernels.hopper.attention_tiling import AttentionTiling, default_tiling
+from slmjax.kernels.hopper.attention_tiling import AttentionTiling, MaskKind, choose_tiling
+from slmjax.kernels.tiles import IntArray
 from slmjax.ops.attention import AttentionMask
 from slmjax.ops.attention_reference import attention_reference
-from slmjax.ops.mask import ranges
+from slmjax.ops.mask import ranges, static_ranges
 
 # Rows, length, query heads, key/value heads, head_dim.
 SHAPES = (
@@ -38,13 +38,14 @@ SHAPES = (
     (4, 8192, 16, 8, 128),
 )
 WINDOW = 512
+KINDS: dict[str, MaskKind] = {"causal": "causal", "packed": "documents", f"window {WINDOW}": "window"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="rows,length,heads,key/value heads,head_dim")
-    parser.add_argument("--tilings", action="store_true", help="every tiling, not the default alone")
     parser.add_argument("--triton", action="store_true", help="the Pallas-Triton kernel, too")
+    parser.add_argument("--torch", action="store_true", help="cuDNN through torch, too")
     parser.add_argument("--no-errors", action="store_true", help="speed alone")
     args = parser.parse_args()
     if jax.default_backend() != "gpu":
@@ -54,28 +55,28 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     shapes = [tuple(int(n) for n in shape.split(",")) for shape in args.shape or ()] or SHAPES
     for shape in shapes:
-        measure(shape, every_tiling=args.tilings, triton=args.triton)
+        measure(shape, triton=args.triton, torch=args.torch)
     if not args.no_errors:
         print("\n| shape | mask | what | out | dq | dk | dv |\n|---|---|---|---|---|---|---|", flush=True)
         for shape in shapes:
             compare(shape)
 
 
-def measure(shape: tuple[int, ...], *, every_tiling: bool, triton: bool) -> None:
+def measure(shape: tuple[int, ...], *, triton: bool, torch: bool) -> None:
     B, T, _, _, H = shape
     *qkv, dout_BTNH = inputs(shape)
     baseline = time_both(cudnn(H), qkv, dout_BTNH)
     report(shape, "causal", 1.0, "cuDNN", baseline, baseline)
     if triton:
         report(shape, "causal", 1.0, "Pallas-Triton", time_both(pallas_triton(H), qkv, dout_BTNH), baseline)
+    if torch:
+        report(shape, "causal", 1.0, "cuDNN through torch", torch_cudnn(shape), baseline)
     for name, mask in masks(B, T).items():
-        start_XT, end_XT = jax.jit(ranges, static_argnums=(1, 2, 3))(mask, B if name == "packed" else 1, T, T)
-        kept = float(jnp.mean(end_XT - start_XT)) * 2 / T
-        contenders = {"ours": default(shape), "ours, deterministic": default(shape, deterministic=True)}
-        if every_tiling:
-            contenders |= {f"ours {spelled(tiling)}": tiling for tiling in tilings(shape)}
-        for what, tiling in contenders.items():
-            report(shape, name, kept, what, time_both(ours(H, tiling), qkv, dout_BTNH, start_XT, end_XT), baseline)
+        start_XT, end_XT = spans(mask, B, T)
+        kept = float(np.mean(np.asarray(end_XT) - np.asarray(start_XT))) * 2 / T
+        for what, deterministic in (("ours", False), ("ours, deterministic", True)):
+            attend = ours(H, start_XT, end_XT, chosen(shape, name, deterministic=deterministic))
+            report(shape, name, kept, what, time_both(attend, qkv, dout_BTNH), baseline)
 
 
 def compare(shape: tuple[int, ...]) -> None:
@@ -84,7 +85,7 @@ def compare(shape: tuple[int, ...]) -> None:
     B, T = shape[:2]
     *qkv, dout_BTNH = inputs(shape)
     for name, mask in masks(B, T).items():
-        start_XT, end_XT = ranges(mask, B, T, T)
+        start_XT, end_XT = spans(mask, B, T)
 
         def reference(q, k, v, mask=mask):
             return attention_reference(q, k, v, mask, scale=H**-0.5)
@@ -92,7 +93,7 @@ def compare(shape: tuple[int, ...]) -> None:
         with jax.default_matmul_precision("highest"):
             want = both(reference)(*(x.astype(jnp.float32) for x in (*qkv, dout_BTNH)))
         results = {
-            what: both(ours(H, default(shape, deterministic=bool(what))))(*qkv, dout_BTNH, start_XT, end_XT)
+            what: both(ours(H, start_XT, end_XT, chosen(shape, name, deterministic=bool(what))))(*qkv, dout_BTNH)
             for what in ("", "deterministic")
         }
         if name == "causal":
@@ -124,8 +125,16 @@ def lognormal_documents(B: int, T: int, *, mean: float) -> np.ndarray:
     return documents_BT
 
 
-def ours(H: int, tiling: AttentionTiling) -> Callable[..., jax.Array]:
-    return lambda q, k, v, start, end: hopper_attention(q, k, v, start, end, scale=H**-0.5, tiling=tiling)
+def spans(mask: AttentionMask, B: int, T: int) -> tuple[IntArray, IntArray]:
+    """The keys that each query sees: numbers known beforehand where all rows of any batch see the same."""
+    if mask.q_documents_BT is not None:
+        return jax.jit(ranges, static_argnums=(1, 2, 3))(mask, B, T, T)
+    start_T, end_T = static_ranges(mask, T, T)
+    return start_T[None], end_T[None]
+
+
+def ours(H: int, start_XT: IntArray, end_XT: IntArray, tiling: AttentionTiling) -> Callable[..., jax.Array]:
+    return lambda q, k, v: hopper_attention(q, k, v, start_XT, end_XT, scale=H**-0.5, tiling=tiling)
 
 
 def cudnn(H: int) -> Callable[..., jax.Array]:
@@ -144,30 +153,54 @@ def pallas_triton(H: int) -> Callable[..., jax.Array]:
     return attend
 
 
-def default(shape: tuple[int, ...], *, deterministic: bool = False) -> AttentionTiling:
-    return default_tiling(shape[4], heads_per_group=shape[2] // shape[3], deterministic=deterministic)
-
-
-def tilings(shape: tuple[int, ...]) -> list[AttentionTiling]:
-    wide = shape[4] > 64
-    backward = FusedTiling(q_tile=64, ahead=False) if wide else FusedTiling()
-    forwards = [
-        ForwardTiling(warpgroups=warpgroups, heads_together=together, turns=turns)
-        for warpgroups in ((2,) if wide else (2, 3))
-        for together in (False, True)
-        for turns in (True, False)
-    ]
-    return [AttentionTiling(forward=forward, backward=backward) for forward in forwards] + [
-        AttentionTiling(forward=forwards[0], backward=FusedTiling(q_tile=backward.q_tile, ahead=not backward.ahead))
-    ]
-
-
-def spelled(tiling: AttentionTiling) -> str:
-    forward, backward = tiling.forward, tiling.backward
-    return (
-        f"{forward.warpgroups} {'together' if forward.heads_together else 'neighbours'}"
-        f"{'' if forward.turns else ' free'}, {backward.q_tile}{' ahead' if backward.ahead else ''}"
+def chosen(shape: tuple[int, ...], mask: str, *, deterministic: bool = False) -> AttentionTiling:
+    _, T, N, K, H = shape
+    return choose_tiling(
+        device_kind=jax.devices()[0].device_kind,
+        head_dim=H + -H % 16,
+        heads_per_group=N // K,
+        mask=KINDS[mask],
+        length=T,
+        deterministic=deterministic,
     )
+
+
+def torch_cudnn(shape: tuple[int, ...]) -> tuple[float, float]:
+    """As `time_both`."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    B, T, N, K, H = shape
+    q, k, v = (
+        torch.randn(B, T, heads, H, dtype=torch.bfloat16, device="cuda").transpose(1, 2).requires_grad_()
+        for heads in (N, K, K)
+    )
+    dout = torch.randn_like(q)
+
+    def forward():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=N != K)
+
+    def both():
+        return torch.autograd.grad(forward(), (q, k, v), dout)
+
+    def forward_alone():
+        with torch.no_grad():
+            return forward()
+
+    def milliseconds(function: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(6):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(15):
+                function()
+            torch.cuda.synchronize()
+            times.append((time.perf_counter() - start) / 15 * 1e3)
+        return statistics.median(times[1:])
+
+    return milliseconds(forward_alone), milliseconds(both)
 
 
 def inputs(shape: tuple[int, ...]) -> list[jax.Array]:
@@ -179,18 +212,16 @@ def inputs(shape: tuple[int, ...]) -> list[jax.Array]:
 
 
 def both(attend: Callable[..., jax.Array]) -> Callable[..., tuple[jax.Array, ...]]:
-    def run(q, k, v, dout, *rest):
-        out, vjp = jax.vjp(lambda q, k, v: attend(q, k, v, *rest), q, k, v)
+    def run(q, k, v, dout):
+        out, vjp = jax.vjp(attend, q, k, v)
         return out, *vjp(dout)
 
     return jax.jit(run)
 
 
-def time_both(
-    attend: Callable[..., jax.Array], qkv: list[jax.Array], dout: jax.Array, *rest: Any
-) -> tuple[float, float]:
+def time_both(attend: Callable[..., jax.Array], qkv: list[jax.Array], dout: jax.Array) -> tuple[float, float]:
     """Milliseconds of the forward pass alone and of both passes."""
-    return milliseconds(jax.jit(attend), *qkv, *rest), milliseconds(both(attend), *qkv, dout, *rest)
+    return milliseconds(jax.jit(attend), *qkv), milliseconds(both(attend), *qkv, dout)
 
 
 def milliseconds(function: Callable[..., Any], *arguments: Any, calls: int = 15, repetitions: int = 5) -> float:

@@ -25,7 +25,7 @@ def losses(run, variant: dict) -> tuple[list[float], float]:
     run = train_step.configured(run, variant, documents=0)
     mesh = make_mesh(run.mesh)
     prepared = train_step.prepare(run, variant, documents=0)
-    state, found = prepared.state, []
+    state, found, began = prepared.state, [], time.perf_counter()
     for step, batch in enumerate(make_loader(run.input, seed=run.seed, start_step=0, steps=run.steps)):
         if step == run.steps // 2:
             jax.block_until_ready(state)

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from attention import inputs, masks, milliseconds
+from attention import KINDS, inputs, masks, milliseconds
 
 from slmjax.kernels.hopper import attention_tiling as tilings
 from slmjax.kernels.hopper.attention_backward_fused import FusedTiling, attention_backward_fused
@@ -32,7 +32,6 @@ from slmjax.kernels.targets import compile_for, hopper_devices
 from slmjax.ops.mask import ranges
 
 TABLE = Path(tilings.__file__).with_name("attention_tilings.json")
-KINDS: dict[tilings.MaskKind, str] = {"causal": "causal", "window": "window 512", "documents": "packed"}
 # Heads of queries, and of keys and values, by how many share.
 HEADS = {1: (8, 8), 3: (9, 3), 4: (12, 3)}
 TOKENS = 1 << 15  # in a batch, whatever the length
@@ -148,7 +147,7 @@ def tune(
         steady.backward: None,
     }
     rows = []
-    wanted: dict[str, set[Any]] = {mask: set(chosen) for mask in KINDS}
+    wanted: dict[str, set[Any]] = {mask: set(chosen) for mask in KINDS.values()}
     for length in [FIRST_LENGTH, *lengths]:
         measured = times(head_dim, heads_per_group, length, wanted, jobs)
         for mask, of_mask in measured.items():
@@ -198,7 +197,7 @@ def times(
     default = tilings.default_tiling(head_dim, heads_per_group=heads_per_group)
     forward = jax.jit(kernel(default.forward, head_dim))
     cases = {}
-    for mask, name in KINDS.items():
+    for name, mask in KINDS.items():
         span = ranges(masks(B, length)[name], B, length, length)
         out_BTNH, lse_BNT = forward(q_BTNH, k_BSKH, v_BSKH, *span)
         delta_BNT = jnp.sum(out_BTNH.astype(jnp.float32) * dout_BTNH.astype(jnp.float32), axis=-1).swapaxes(1, 2)
@@ -221,7 +220,7 @@ def times(
             for tiling, function in zip(every, functions, strict=True)
             if tiling in wanted[mask]
         }
-        for mask in KINDS
+        for mask in KINDS.values()
     }
 
 
