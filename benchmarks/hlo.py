@@ -89,7 +89,8 @@ def kernels(text: str) -> dict[str, Kernel]:
                     if name in computations:
                         visit(name, times)
             elif each.opcode not in _FREE:
-                found[each.name] = _priced(each, table, computations)
+                kernel = _priced(each, table, computations)
+                found[kernel.name] = kernel
 
     visit(entry, 1)
     return found
@@ -137,20 +138,22 @@ def _closing(text: str) -> int:
 
 def _priced(instruction: Instruction, table: dict[str, Instruction], computations: dict) -> Kernel:
     body = _flattened(instruction, computations)
+    # A kernel that is no fusion but reads a slice of an array: the device's events have its own name.
+    wrapped = next((each for each in body if each.opcode == "custom-call"), instruction)
     op_name = instruction.op_name or next((each.op_name for each in reversed(body) if each.op_name), "")
     part = next((part for part in PARTS if re.search(rf"\b{part}\b", op_name)), "other")
     recomputed = "rematted_computation" in op_name
     direction = "recomputed" if recomputed else "backward" if "transpose(" in op_name else "forward"
     return Kernel(
-        name=instruction.name,
-        kind=_kind(instruction, body),
+        name=wrapped.name,
+        kind=_kind(wrapped, op_name, body),
         part=part,
         direction=direction,
         op_name=op_name,
         type=instruction.type,
         times=instruction.times,
         bytes=_bytes(instruction, table, computations),
-        flops=_flops(instruction, table, body),
+        flops=_flops(wrapped, table, body),
     )
 
 
@@ -162,11 +165,11 @@ def _flattened(instruction: Instruction, computations: dict) -> list[Instruction
     return body
 
 
-def _kind(instruction: Instruction, body: list[Instruction]) -> str:
+def _kind(instruction: Instruction, op_name: str, body: list[Instruction]) -> str:
     opcodes = {instruction.opcode, *(each.opcode for each in body)} - {"fusion"}
     target = instruction.target
     if "fmha" in target or (target and re.search(r"mosaic|triton", target, re.IGNORECASE)):
-        return "attention" if "fmha" in target or "attention" in instruction.op_name else "own kernel"
+        return "attention" if "fmha" in target or "attention" in op_name else "own kernel"
     if target.startswith("__cublas") or opcodes & {"dot", "convolution"}:
         return "matmul"
     if any(opcode.startswith(_COLLECTIVES) for opcode in opcodes):
@@ -215,12 +218,12 @@ def _bytes(instruction: Instruction, table: dict[str, Instruction], computations
 
 
 def _flops(instruction: Instruction, table: dict[str, Instruction], body: list[Instruction]) -> int:
+    types = {each.name: each.type for each in body} | {each.name: each.type for each in table.values()}
     if instruction.target.startswith("__cublas"):
         config = instruction.attributes.partition("dot_dimension_numbers")[2]
         found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', config)
         contracting = [int(dim) for dim in re.findall(r"\d+", found.group(1))] if found else []
-        return _dot_flops(_first(instruction.type), table[instruction.operands[0]].type, contracting)
-    types = {each.name: each.type for each in body} | {each.name: each.type for each in table.values()}
+        return _dot_flops(_first(instruction.type), types[instruction.operands[0]], contracting)
     total = 0
     for each in [instruction, *body]:
         if each.opcode == "dot":

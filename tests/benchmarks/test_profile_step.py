@@ -43,6 +43,24 @@ backend_config={"known_trip_count":{"n":"5"}}
 }
 """
 
+WRAPPED = """HloModule jit_train_step, is_scheduled=true
+
+%dynamic-slice-fusion (p.0: bf16[30,8,16], p.1: bf16[4,16]) -> bf16[4,8] {
+  %p.0 = bf16[30,8,16]{2,1,0} parameter(0)
+  %slice.1 = bf16[1,8,16]{2,1,0} slice(%p.0), slice={[3:4], [0:8], [0:16]}
+  %bitcast.1 = bf16[8,16]{1,0} bitcast(%slice.1)
+  %p.1 = bf16[4,16]{1,0} parameter(1)
+  ROOT %mpmd_map.7 = bf16[4,8]{1,0} custom-call(%p.1, %bitcast.1), custom_call_target="mosaic_gpu_v2", \
+metadata={op_name="jit(train_step)/jvp(feed_forward)/gated_matmul/mpmd_map"}
+}
+
+ENTRY %main (w: bf16[30,8,16], x: bf16[4,16]) -> bf16[4,8] {
+  %w = bf16[30,8,16]{2,1,0} parameter(0)
+  %x = bf16[4,16]{1,0} parameter(1)
+  ROOT %dynamic_slice_fusion.1 = bf16[4,8]{1,0} fusion(%w, %x), kind=kCustom, calls=%dynamic-slice-fusion
+}
+"""
+
 TRACE = """
 planes {
   name: "/device:GPU:0"
@@ -64,6 +82,12 @@ planes {
   stat_metadata { key: 2 value { id: 2 name: "hlo_module" } }
 }
 """
+
+
+def test_a_kernel_that_reads_a_slice_is_known_by_its_own_name():
+    ((name, kernel),) = hlo.kernels(WRAPPED).items()
+    assert (name, kernel.name, kernel.kind, kernel.part) == ("mpmd_map.7", "mpmd_map.7", "own kernel", "feed_forward")
+    assert kernel.bytes == 2 * (4 * 8 + 4 * 16 + 8 * 16)
 
 
 def test_a_program_is_read_with_its_loops_slices_and_products():
