@@ -1,9 +1,10 @@
-"""The loss of a run on its own tokens in several variants, from the same start over the same batches.
+"""The loss of a run on its own tokens in several variants, from the same start over the same batches, documents apart.
 
     python benchmarks/loss_curve.py my_run.gin --steps 120 --variant "" --variant products=float8
 
 Variants are those of train_step.py. The schedule is the run's, for so many steps; nothing is saved. The table has the
-mean loss of every tenth part, in nats a token, and the tokens a second of the last half, with the time of loading.
+mean loss of every tenth part (of a multiple of ten steps), in nats a token, and the tokens a second of the last half,
+with the time of loading.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 The first runs a few steps under jax's profiler and joins the device's events with the compiled program. CUDA graphs
 are off, because kernels within one do not say which instruction they are; the last line gives the time of a step with
 the options as configured, to see what that costs. The second needs no GPU: it compiles for Hopper and prices every
-kernel at --gigabytes and --teraflops a second, whichever takes longer; attention and other kernels whose FLOPs XLA does
-not know are priced by their bytes alone.
+kernel at --gigabytes and --teraflops a second, whichever takes longer; attention and other kernels of ours, products
+with activations too, whose FLOPs XLA does not know, are priced by their bytes alone.
 """
 
 import argparse

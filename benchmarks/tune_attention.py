@@ -42,7 +42,14 @@ KEPT = 3  # of each kind of mask, after the first length
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 80, 96, 128, 256])
-    parser.add_argument("--groups", type=int, nargs="+", default=list(HEADS), help="heads that share keys and values")
+    parser.add_argument(
+        "--groups",
+        type=int,
+        nargs="+",
+        default=list(HEADS),
+        choices=list(HEADS),
+        help="heads that share keys and values",
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 8192], help=f"besides {FIRST_LENGTH}")
     parser.add_argument("--prune", type=Path, help="write the tilings that compile well to this file, and stop")
     parser.add_argument("--survivors", type=Path, help="a file of --prune")
@@ -94,7 +101,7 @@ def prune(head_dims: list[int], groups: list[int], jobs: int) -> dict[str, list[
     return survivors
 
 
-def judge(case: tuple[int, bool, int]) -> str | None:
+def judge(case: tuple[int, int, int]) -> str | None:
     """Why a candidate is not worth measuring, or None."""
     environment = os.environ | {"MOSAIC_GPU_DUMP_PTXAS": "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, __file__, "--compile", json.dumps(case)]

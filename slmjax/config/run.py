@@ -110,8 +110,8 @@ class ExecutionConfig:
       attention: implementation, or "auto" to choose by platform and mask.
       compute_dtype: of activations and of the weights as used; master weights are always float32.
       products: of activations with the projections of the layers: in `compute_dtype`, or in 8-bit floats with a scale
-        for each operand (ops/float8.py), which pays on GPUs that have them (Hopper) for widths of 2048 and more. Not
-        for experts, routers, embedding and loss.
+        for each operand (ops/float8.py), which pays on GPUs that have them (Hopper) for widths of 2048 and more. The
+        loss falls behind somewhat (docs/guides/train.md). Not for experts, routers, embedding and loss.
       loss_chunk_tokens: tokens of a device whose logits exist at one time; 0 is its whole batch in one piece.
       logits_dtype: what the training loss rounds logits to before the softmax; "bfloat16" (as under PyTorch's autocast)
         moves half the bytes. Statistics are float32 in any case, and so are the logits of an evaluation.

@@ -3,7 +3,7 @@
   reference  every score at once; the definition.
   chunked    flash attention in plain XLA: any mask, any platform, memory linear in length.
   hopper     our fused kernels for H100 and H200: any mask, tiles skipped in both directions. The gradient of the
-             queries is summed in any order, so that its last bits differ from run to run.
+             queries may be summed in any order, so that its last bits differ from run to run.
   hopper_deterministic  the same, bit for bit every time, with a slower backward pass.
   tpu        our fused kernels for TPUs, likewise.
   cudnn      NVIDIA's fused kernels through `jax.nn`; only where they compute exactly what the mask says.

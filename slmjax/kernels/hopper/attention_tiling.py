@@ -1,7 +1,7 @@
 """How attention is cut on Hopper: tilings that were measured on the device at hand, or defaults, and what to measure.
 
 The measurements are in attention_tilings.json, which benchmarks/tune_attention.py writes: for each kind of device rows
-with a head_dim, a number of heads, a kind of mask and a length, and the tilings that were fastest there.
+with a head_dim, a number of heads in a group, a kind of mask and a length, and the tilings that were fastest there.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def measured(device_kind: str) -> tuple[Measured, ...]:
 
 
 def default_tiling(head_dim: int, *, heads_per_group: int, deterministic: bool = False) -> AttentionTiling:
-    """Returns a tiling for a device that nobody measured; above a head_dim of 128 one that fits.
+    """Returns a tiling for a case that nobody measured; above a head_dim of 128 one that fits.
 
     The fused backward is built for head_dim 64 and 128 and sums dq in any order; the split one is for the others, and
     where all has to be the same bit for bit every time.
