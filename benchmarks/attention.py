@@ -6,7 +6,7 @@
 Packed rows hold documents of lognormal lengths with a mean of an eighth of the row; cuDNN and Triton cannot keep them
 apart and are always timed on the whole causal triangle. Ours has the tilings that it would choose. TFLOP/s count what
 the mask keeps: 4 H a pair of query and key forward, 10 H backward. Times are medians over repetitions of the mean of
-several calls, each repetition waited for; cuDNN is reached through jax, with --torch through torch too. Errors are norms
+several calls, each repetition waited for; cuDNN is reached through jax, with --torch through torch. Errors are norms
 of the difference to float32 over the norm, on a smaller batch.
 """
 
