@@ -15,6 +15,7 @@ import numpy as np
 from slmjax import model
 from slmjax.config import AdamWConfig, ExecutionConfig, InfluenceConfig, ModelConfig
 from slmjax.data.batch import Batch
+from slmjax.ops.partition import over_examples
 from slmjax.train.restore import AdamMoments
 
 Weights = dict[str, jax.Array]  # by path, such as "group_0/layer_0/mixer/w_q_DNH"
@@ -107,7 +108,7 @@ def adapter_gradients(
     G is the gradient of the example's loss or, with moments, the update that Adam would make of it, but for the
     learning rate.
     """
-    # Kernels of attention are not made for one example at a time, nor are 8-bit products worth their rounding.
+    # Our kernels are not made for one example at a time, nor are 8-bit products worth their rounding.
     plain = dataclasses.replace(execution, attention="chunked", products="compute_dtype", remat="none")
 
     def one(example: Batch) -> jax.Array:
@@ -123,7 +124,7 @@ def adapter_gradients(
             pieces.append(jnp.einsum("lio,lir->lro", matrices, factors[path], precision=jax.lax.Precision.HIGHEST))
         return jnp.concatenate([piece.reshape(-1) for piece in pieces])
 
-    return jax.vmap(one)(batch)
+    return over_examples(one, batch)
 
 
 def adam_updates(gradients: Weights, moments: AdamMoments, optimizer: AdamWConfig) -> Weights:

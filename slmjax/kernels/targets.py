@@ -40,8 +40,8 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 """
 
 
-# The kind of Hopper GPU that programs are compiled for, where it is not the one at hand.
-_elsewhere: list[str] = []
+# The kind of Hopper GPU that programs are compiled for, where it is not the one at hand; None where it does not count.
+_elsewhere: list[str | None] = []
 
 
 @contextlib.contextmanager
@@ -57,9 +57,22 @@ def compiling_for_hopper(kind: str = "NVIDIA H200") -> Iterator[None]:
         _elsewhere.pop()
 
 
+@contextlib.contextmanager
+def without_hopper() -> Iterator[None]:
+    """Within it no kernel is chosen for being on Hopper: for `jax.vmap`, which does not take all of ours.
+
+    What is traced within stays in jax's caches, as above.
+    """
+    _elsewhere.append(None)
+    try:
+        yield
+    finally:
+        _elsewhere.pop()
+
+
 def on_hopper() -> bool:
     """Whether programs run on a GPU with Hopper's instructions (sm_90a), which later GPUs do not have."""
-    return bool(_elsewhere) or _hopper_is_here()
+    return _elsewhere[-1] is not None if _elsewhere else _hopper_is_here()
 
 
 @functools.cache
@@ -68,8 +81,8 @@ def _hopper_is_here() -> bool:
 
 
 def device_kind() -> str:
-    """Returns the kind of the devices of the mesh in use, or else of the default one."""
-    if _elsewhere:
+    """Returns the kind of device compiled for (`compiling_for_hopper`), of the mesh in use, or of the default one."""
+    if _elsewhere and _elsewhere[-1] is not None:
         return _elsewhere[-1]
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.devices()[0].device_kind if device is None else device.device_kind

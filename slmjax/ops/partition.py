@@ -11,6 +11,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from slmjax import axes
+from slmjax.kernels import targets
 
 
 def over_batch(function: Callable[..., Any], batched: Sequence[Any], replicated: Sequence[Any] = ()) -> Any:
@@ -43,3 +44,9 @@ def over_batch(function: Callable[..., Any], batched: Sequence[Any], replicated:
         axis_names=set(mesh_axes),
         check_vma=False,  # neither kernels nor hand-written gradients say over which axes their results vary
     )(*batched, *replicated)
+
+
+def over_examples(function: Callable[..., Any], *batched: Any) -> Any:
+    """Returns jax.vmap(function)(*batched), without the kernels for Hopper, not all of which jax can batch."""
+    with targets.without_hopper():
+        return jax.vmap(function)(*batched)

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 
 from slmjax import cli, model
 from slmjax import config as c
+from slmjax.data.batch import Batch
 from slmjax.data.conversations import render
 from slmjax.data.tokenizer import ASSISTANT
 from slmjax.evaluate import adapter_gradients as adapters
 from slmjax.evaluate.conversations import AnswerScorer
 from slmjax.evaluate.embeddings import Embedder
 from slmjax.evaluate.influence import InfluenceScorer
+from slmjax.kernels.targets import compiling_for_hopper, on_hopper
 from slmjax.optim.build import make_optimizer
 from slmjax.train.checkpoint import Checkpointer
 from slmjax.train.restore import load_adam_moments, load_run
@@ -211,6 +213,30 @@ def test_influence_is_the_cosine_of_adapter_gradients(run):
     again = InfluenceScorer(run, INFLUENCE, TARGETS, batch_size=3)
     np.testing.assert_allclose(again.score(TALKS[:2])["influence"], scores["influence"][:2], rtol=1e-4, atol=1e-5)
     assert again.identity == scorer.identity
+
+
+def test_gradients_of_single_examples_are_taken_on_hopper_too(run):
+    layer = run.model.pattern[0]
+    layer = dataclasses.replace(layer, feed_forward=c.FeedForwardConfig(hidden=128), norm=c.RMSNormConfig())
+    config = dataclasses.replace(run.model, width=128, pattern=(layer,), repeats=1)
+    params = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), model.specs(config))
+    weights = adapters.select_projections(params, ("w_q", "w_down"))
+    ids = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+    batch = Batch(ids, ids, jax.ShapeDtypeStruct(ids.shape, jnp.float32), ids, ids)
+    gradients = functools.partial(
+        adapters.adapter_gradients,
+        config=config,
+        execution=c.ExecutionConfig(compute_dtype="bfloat16"),
+        optimizer=c.AdamWConfig(peak_lr=1.0),
+    )
+    with compiling_for_hopper():
+        features = jax.eval_shape(
+            lambda params, batch: gradients(params, adapters.first_factors(weights, INFLUENCE), None, batch),
+            params,
+            batch,
+        )
+        assert on_hopper()
+    assert features.shape == (2, adapters.num_features(weights, INFLUENCE))
 
 
 def test_the_projection_is_made_of_signs_and_keeps_lengths():
