@@ -16,7 +16,7 @@ from slmjax.config import Activation
 from slmjax.kernels import targets
 from slmjax.ops.linear import Products, few_tokens, multiply_with_gain_backward, project, project_activated, with_gain
 from slmjax.ops.norm import PendingNorm
-from slmjax.ops.partition import over_batch
+from slmjax.ops.partition import devices_of_batch, over_batch
 
 # Wider models gain nothing: their products take longer than what is read and written beside them. One H200, forward and
 # gradient, XLA's / ours: width 576 0.48 / 0.42 and 0.42 / 0.32 ms, 1024 0.73 / 0.67 and 0.53 / 0.48, 2048 3.50 / 3.54
@@ -70,7 +70,8 @@ def _why_not_fused(
         return f"models wider than {_WIDEST} gain nothing"
     from slmjax.kernels.hopper.ring import why_not  # Pallas is slow to import, and of use here only
 
-    return why_not(jax.ShapeDtypeStruct((x.x_D.size // x.x_D.shape[-1], x.x_D.shape[-1]), x.x_D.dtype), w_DF)
+    B, T, D = x.x_D.shape
+    return why_not(jax.ShapeDtypeStruct((B // devices_of_batch() * T, D), x.x_D.dtype), w_DF)
 
 
 @functools.cache

@@ -25,9 +25,7 @@ def over_batch(function: Callable[..., Any], batched: Sequence[Any], replicated:
     Raises:
       ValueError: the rows cannot be divided evenly among the devices, or `batched` disagrees about their number.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    mesh_axes = tuple(axis for axis in axes.BATCH_MESH_AXES if axis in mesh.axis_names and axis not in mesh.manual_axes)
-    num_devices = math.prod(mesh.shape[axis] for axis in mesh_axes)
+    mesh_axes, num_devices = _mesh_axes(), devices_of_batch()
     if num_devices == 1:
         return function(*batched, *replicated)
     rows = {array.shape[0] for array in jax.tree.leaves(batched)}
@@ -44,6 +42,17 @@ def over_batch(function: Callable[..., Any], batched: Sequence[Any], replicated:
         axis_names=set(mesh_axes),
         check_vma=False,  # neither kernels nor hand-written gradients say over which axes their results vary
     )(*batched, *replicated)
+
+
+def devices_of_batch() -> int:
+    """Returns among how many devices `over_batch` divides the rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes())
+
+
+def _mesh_axes() -> tuple[str, ...]:
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(axis for axis in axes.BATCH_MESH_AXES if axis in mesh.axis_names and axis not in mesh.manual_axes)
 
 
 def over_examples(function: Callable[..., Any], *batched: Any) -> Any:

@@ -14,7 +14,7 @@ from slmjax.ops.gated import gated_feed_forward
 from slmjax.ops.norm import norm_branch, norm_gradient_reference
 from slmjax.parallel import batch_sharding, make_mesh, on_mesh
 
-B, T, D, F = 8, 64, 128, 192
+B, T, D, F = 8, 128, 128, 192  # a kernel needs 128 rows of each device
 
 
 def normal(seed, *shape, dtype=jnp.bfloat16):
@@ -117,6 +117,17 @@ def test_each_device_multiplies_its_own_rows(stand_ins):
     assert divided[1].sharding.spec == batch_sharding(mesh).spec
     # Sums over rows in another order, rounded to bfloat16 on the way.
     assert max(errors(divided, whole)) < float(jnp.finfo(jnp.bfloat16).eps)
+
+
+@pytest.mark.multidevice
+@pytest.mark.parametrize(("length", "fused"), [(128, True), (64, False), (132, False)])
+def test_the_rows_of_one_device_decide(stand_ins, length, fused):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    _, *others = arguments()
+    x_BTD = jax.ShapeDtypeStruct((8, length, D), jnp.bfloat16)
+    with targets.compiling_for_hopper():
+        jax.eval_shape(on_mesh(mesh, feed_forward), x_BTD, *others)
+    assert stand_ins == ["product"] * fused
 
 
 @pytest.mark.parametrize(
