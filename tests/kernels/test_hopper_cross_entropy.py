@@ -11,6 +11,7 @@ import pytest
 
 from slmjax.kernels.hopper.cross_entropy import CANDIDATES, RowBlocks, cross_entropy, why_not
 from slmjax.kernels.targets import compile_for, hopper_devices
+from slmjax.ops.loss import cross_entropy_reference
 
 VOCABULARIES = [49152, 50304, 128256, 151936]
 
@@ -74,6 +75,17 @@ def test_simulated(case, options, capfd):
         got = jax.block_until_ready(jax.jit(function)(*arguments))
     assert_right(got, arguments, dtype=dtype, **options)
     assert "RACE" not in capfd.readouterr().out
+
+
+@pytest.mark.skipif(not hopper_simulator.AVAILABLE, reason="the simulator of jax 0.10 knows too few operations")
+def test_targets_outside_the_vocabulary_are_read_nowhere():
+    logits_XV, _, weights_X = operands(4, 1152, jnp.float32)
+    arguments = logits_XV, jnp.array([-1, 1152, 2**31 - 1, -1153], jnp.int32), weights_X
+    with hopper_simulator.simulated():
+        got = jax.jit(functools.partial(cross_entropy, dtype=jnp.float32, blocks=TWO, programs=2))(*arguments)
+    for ours, plain in zip(got, cross_entropy_reference(*arguments, dtype=jnp.float32), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=2e-4, atol=1e-5)
+    assert np.isnan(got[1]).tolist() == [False, True, True, True]
 
 
 def compiled(function, *arguments):

@@ -93,7 +93,7 @@ def cross_entropy(
 
     Args:
       logits_XV: bfloat16, float16 or float32, without `logit_scale`; -inf is allowed, except for a whole row.
-      targets_X: int32.
+      targets_X: int32; of one that is not in the vocabulary the logit is NaN.
       weights_X: float32.
       logit_scale: positive factor of the logits.
       z_loss: factor of the squared logsumexp.
@@ -206,7 +206,12 @@ def cross_entropy(
             slot, following, buffer = carry
             row = block + i * programs
             target, weight = targets[row], weights[row]
-            target_logit = logits[row, div(target, _COLUMNS), rem(target, _COLUMNS)].astype(jnp.float32)
+            # As jax indexes: from the end if negative, not a number if there is none, and never another's memory.
+            index = jnp.where(target < 0, target + V, target)
+            exists = (index >= 0) & (index < V)
+            index = jnp.where(exists, index, 0)
+            target_logit = logits[row, div(index, _COLUMNS), rem(index, _COLUMNS)].astype(jnp.float32)
+            target_logit = jnp.where(exists, target_logit, jnp.nan)
             start = (slot, following, whole(_LOWEST), whole(0.0))
             _, following, top, total = lax.fori_loop(0, mine, first_pass, start)
 
