@@ -1,6 +1,6 @@
 """The default engine: this process, or a pool of processes on this machine."""
 
-import functools
+import collections
 import multiprocessing
 import os
 import signal
@@ -43,8 +43,12 @@ class LocalEngine:
             self._pool = ProcessPoolExecutor(
                 self.num_workers, mp_context=context, initializer=_start_worker, initargs=(told,)
             )
+        # Not the pool's map, which cancels what a signal leaves unfinished: the pool's own thread, which sees the same
+        # workers end, would then print that it cannot fail a cancelled task.
+        results = collections.deque(self._pool.submit(_call, function, task) for task in tasks)
         try:
-            yield from self._pool.map(functools.partial(_call, function), tasks)
+            while results:
+                yield results.popleft().result()
         except BrokenProcessPool as error:
             raise RuntimeError(LOST_WORKER) from error
 
