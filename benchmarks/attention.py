@@ -11,7 +11,6 @@ of the difference to float32 over the norm, on a smaller batch.
 """
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from slmjax.kernels.hopper.attention import hopper_attention
 from slmjax.kernels.hopper.attention_tiling import AttentionTiling, MaskKind, choose_tiling
@@ -101,7 +101,7 @@ def compare(shape: tuple[int, ...]) -> None:
         if name == "causal" and H <= CUDNN_WIDEST:
             results["cuDNN"] = both(cudnn(H))(*qkv, dout_BTNH)
         for what, got in results.items():
-            errors = " | ".join(f"{distance(a, b):.2e}" for a, b in zip(got, want, strict=True))
+            errors = " | ".join(f"{timing.difference(a, b):.2e}" for a, b in zip(got, want, strict=True))
             print(f"| {shape} | {name} | {what or 'ours'} | {errors} |", flush=True)
 
 
@@ -191,18 +191,10 @@ def torch_cudnn(shape: tuple[int, ...]) -> tuple[float, float]:
         with torch.no_grad():
             return forward()
 
-    def milliseconds(function: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(6):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(15):
-                function()
-            torch.cuda.synchronize()
-            times.append((time.perf_counter() - start) / 15 * 1e3)
-        return statistics.median(times[1:])
+    def wait(_: Any) -> None:
+        torch.cuda.synchronize()
 
-    return milliseconds(forward_alone), milliseconds(both)
+    return milliseconds(forward_alone, wait=wait), milliseconds(both, wait=wait)
 
 
 def inputs(shape: tuple[int, ...]) -> list[jax.Array]:
@@ -226,16 +218,10 @@ def time_both(attend: Callable[..., jax.Array], qkv: list[jax.Array], dout: jax.
     return milliseconds(jax.jit(attend), *qkv), milliseconds(both(attend), *qkv, dout)
 
 
-def milliseconds(function: Callable[..., Any], *arguments: Any, calls: int = 15, repetitions: int = 5) -> float:
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        for _ in range(calls):
-            result = function(*arguments)
-        jax.block_until_ready(result)
-        times.append((time.perf_counter() - start) / calls * 1e3)
-    return statistics.median(times)
+def milliseconds(
+    function: Callable[..., Any], *arguments: Any, calls: int = 15, repetitions: int = 5, **options: Any
+) -> float:
+    return 1e3 * timing.seconds(function, *arguments, calls=calls, repetitions=repetitions, **options)
 
 
 def report(
@@ -255,11 +241,6 @@ def report(
         f"| {ratios} |",
         flush=True,
     )
-
-
-def distance(got: jax.Array, want: jax.Array) -> float:
-    got, want = got.astype(jnp.float32), want.astype(jnp.float32)
-    return float(jnp.linalg.norm((got - want).ravel()) / jnp.linalg.norm(want.ravel()))
 
 
 if __name__ == "__main__":

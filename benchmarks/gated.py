@@ -11,13 +11,12 @@ Times are medians over repetitions of the mean of several calls, each repetition
 
 import argparse
 import functools
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from timing import difference, normal, seconds
 
 from slmjax.kernels.hopper import gated_matmul as forward
 from slmjax.kernels.hopper import gated_matmul_gradient as backward
@@ -40,23 +39,6 @@ SHAPES = (
 )
 
 
-def seconds(compiled: Callable[..., Any], *arrays: Any, calls: int = 10, repetitions: int = 7) -> float:
-    """Median time of a call."""
-    jax.block_until_ready(compiled(*arrays))
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        for _ in range(calls):
-            out = compiled(*arrays)
-        jax.block_until_ready(out)
-        times.append((time.perf_counter() - began) / calls)
-    return statistics.median(times)
-
-
-def normal(seed: int, *shape: int, scale: float = 1.0) -> jax.Array:
-    return jax.jit(lambda key: scale * jax.random.normal(key, shape, jnp.bfloat16))(jax.random.key(seed))
-
-
 def hidden(in_XG, factor_X):
     gate_XF, up_XF = jnp.split(factor_X[:, None] * in_XG.astype(jnp.float32), 2, axis=1)
     return (jax.nn.silu(gate_XF) * up_XF).astype(in_XG.dtype)
@@ -74,17 +56,6 @@ def plain_gradient(dy_XD, w_FD, in_XG, factor_X, *, with_hidden):
     return (din_XG, h_XF) if with_hidden else din_XG
 
 
-@jax.jit
-def error(got: Any, want: Any) -> jax.Array:
-    """The largest over results."""
-
-    def norm(x):
-        return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32))))
-
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    return jnp.max(jnp.stack([norm(a.astype(jnp.float32) - b.astype(jnp.float32)) / norm(b) for a, b in pairs]))
-
-
 def measure(shape: Shape, candidates: bool) -> None:
     X, D, F = shape.tokens, shape.width, shape.hidden
     x_XD, w_DG, w_FD = normal(0, X, D), normal(1, D, 2 * F, scale=D**-0.5), normal(2, F, D, scale=D**-0.5)
@@ -95,8 +66,8 @@ def measure(shape: Shape, candidates: bool) -> None:
     def row(what: str, function: Any, arrays: Any, *, flops: int, moved: int, division: str = "", want: Any = None):
         try:
             compiled = jax.jit(function).lower(*arrays).compile()
-            took = seconds(compiled, *arrays)
-            wrong = "" if want is None else f"{error(compiled(*arrays), want):.1e}"
+            took = seconds(compiled, *arrays, calls=10, repetitions=7)
+            wrong = "" if want is None else f"{difference(compiled(*arrays), want):.1e}"
         except Exception as failed:  # one that does not fit must not lose the rest
             print(f"| {what} | {division} | failed: {str(failed)[:200]!r} | | | |", flush=True)
             return

@@ -10,7 +10,6 @@ Times are medians over repetitions of the mean of several calls, each repetition
 
 import argparse
 import functools
-import statistics
 import sys
 import time
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from slmjax.kernels.hopper.grouped_matmul import grouped_matmul
 from slmjax.kernels.hopper.ring import CANDIDATES, MatmulBlocks
@@ -51,18 +51,7 @@ def seconds(function, *arrays, calls: int = 10, repetitions: int = 7) -> float:
     except Exception as error:  # a baseline that runs out of memory must not lose the rest
         print(f"failed: {str(error)[:200]}", file=sys.stderr)
         return float("nan")
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        for _ in range(calls):
-            out = compiled(*arrays)
-        jax.block_until_ready(out)
-        times.append((time.perf_counter() - began) / calls)
-    return statistics.median(times)
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))(jax.random.key(seed))
+    return timing.seconds(compiled, *arrays, calls=calls, repetitions=repetitions)
 
 
 def choices(layer: Layer) -> jax.Array:
@@ -79,7 +68,7 @@ def products(layer: Layer, sizes_E: jax.Array, candidates: bool) -> None:
     print(f"\n{layer.name}: {layer.tokens} tokens, {E} experts, top {layer.k}, D {D}, F {F}; TFLOP/s\n")
     print(f"| product | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, rows, columns in (("gate and up", D, 2 * F), ("down", F, D)):
-        x, w, dy = normal(0, A, rows), normal(1, E, rows, columns), normal(2, A, columns)
+        x, w, dy = timing.normal(0, A, rows), timing.normal(1, E, rows, columns), timing.normal(2, A, columns)
         flops = 2 * A * rows * columns
         for kind in ("forward", "inputs", "weights"):
             transposed = kind == "inputs"
@@ -103,9 +92,9 @@ def products(layer: Layer, sizes_E: jax.Array, candidates: bool) -> None:
 def whole(layer: Layer, ids_XK: jax.Array) -> None:
     """The layer from tokens to tokens, its pieces, and a dense one."""
     X, E, k, D, F = layer.tokens, layer.experts, layer.k, layer.width, layer.hidden
-    x_XD, dy_XD = normal(0, X, D), normal(1, X, D)
+    x_XD, dy_XD = timing.normal(0, X, D), timing.normal(1, X, D)
     weights_XK = jnp.full((X, k), 1 / k, jnp.float32)
-    experts = normal(2, E, D, F), normal(3, E, D, F), normal(4, E, F, D)
+    experts = timing.normal(2, E, D, F), timing.normal(3, E, D, F), timing.normal(4, E, F, D)
 
     def mixture(implementation, x_XD, weights_XK, w_gate_EDF, w_up_EDF, w_down_EFD):
         matrices = {"w_gate_EDF": w_gate_EDF, "w_up_EDF": w_up_EDF, "w_down_EFD": w_down_EFD}
@@ -128,7 +117,7 @@ def whole(layer: Layer, ids_XK: jax.Array) -> None:
     rows = [
         ("mixture, ours", functools.partial(mixture, "hopper"), (x_XD, weights_XK, *experts)),
         ("mixture, ragged_dot", functools.partial(mixture, "ragged_dot"), (x_XD, weights_XK, *experts)),
-        ("dense, as many FLOPs", dense, (x_XD, normal(5, D, 2 * k * F), normal(6, k * F, D))),
+        ("dense, as many FLOPs", dense, (x_XD, timing.normal(5, D, 2 * k * F), timing.normal(6, k * F, D))),
     ]
     for name, function, arrays in rows:
         calls = 2 if "ragged" in name else 10
@@ -139,7 +128,7 @@ def whole(layer: Layer, ids_XK: jax.Array) -> None:
 
     order = jax.jit(functools.partial(sort_by_expert, num_experts=E))(ids_XK)
     token_A = order.assignment_A // k
-    y_AD, in_AG = x_XD[token_A], normal(7, X * k, 2 * F)
+    y_AD, in_AG = x_XD[token_A], timing.normal(7, X * k, 2 * F)
 
     def hidden(in_AG):
         gate_AF, up_AF = jnp.split(in_AG.astype(jnp.float32), 2, axis=-1)

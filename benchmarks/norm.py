@@ -11,15 +11,14 @@ the mean of several calls, each repetition waited for.
 
 import argparse
 import functools
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+from timing import difference, normal, seconds
 
 from slmjax.kernels.hopper.norm_gradient import CANDIDATES, norm_gradient
+from slmjax.ops.norm import norm_gradient_reference
 
 
 class Shape(NamedTuple):
@@ -36,33 +35,8 @@ SHAPES = (
 )
 
 
-def seconds(compiled: Callable[..., Any], *arrays: Any, calls: int = 50, repetitions: int = 7) -> float:
-    """Median time of a call."""
-    jax.block_until_ready(compiled(*arrays))
-    times = []
-    for _ in range(repetitions):
-        began = time.perf_counter()
-        for _ in range(calls):
-            out = compiled(*arrays)
-        jax.block_until_ready(out)
-        times.append((time.perf_counter() - began) / calls)
-    return statistics.median(times)
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))(jax.random.key(seed))
-
-
 def plain(dx_XD, x_XD, factor_X, dresidual_XD):
-    wide_XD, x_wide_XD = dx_XD.astype(jnp.float32), x_XD.astype(jnp.float32)
-    along_X = jnp.mean(wide_XD * x_wide_XD, axis=1) * jnp.square(factor_X)
-    return (wide_XD - x_wide_XD * along_X[:, None] + dresidual_XD.astype(jnp.float32)).astype(x_XD.dtype)
-
-
-@jax.jit
-def error(got_XD: jax.Array, want_XD: jax.Array) -> jax.Array:
-    got_XD, want_XD = got_XD.astype(jnp.float32), want_XD.astype(jnp.float32)
-    return jnp.sqrt(jnp.sum(jnp.square(got_XD - want_XD)) / jnp.sum(jnp.square(want_XD)))
+    return norm_gradient_reference(dx_XD, x_XD, factor_X[:, None], dresidual_XD)
 
 
 def measure(shape: Shape, candidates: bool) -> None:
@@ -76,8 +50,8 @@ def measure(shape: Shape, candidates: bool) -> None:
     def row(what: str, function: Any, *, division: str = "", want: Any = None):
         try:
             compiled = jax.jit(function).lower(*arrays).compile()
-            took = seconds(compiled, *arrays)
-            wrong = "" if want is None else f"{error(compiled(*arrays), want):.1e}"
+            took = seconds(compiled, *arrays, calls=50, repetitions=7)
+            wrong = "" if want is None else f"{difference(compiled(*arrays), want):.1e}"
         except Exception as failed:  # one that does not fit must not lose the rest
             print(f"| {what} | {division} | failed: {str(failed)[:200]!r} | | |", flush=True)
             return
