@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hopper_compiler import compiled_for_hopper, text_of_assembler
 from hypothesis import HealthCheck, given, settings
 
 from slmjax.config import MeshConfig
@@ -16,7 +17,7 @@ from slmjax.kernels.hopper.attention import hopper_attention
 from slmjax.kernels.hopper.attention_backward_fused import FusedTiling, attention_backward_fused
 from slmjax.kernels.hopper.attention_forward import ForwardTiling, attention_forward
 from slmjax.kernels.hopper.attention_tiling import default_tiling
-from slmjax.kernels.targets import compile_for, hopper_devices, on_hopper
+from slmjax.kernels.targets import on_hopper
 from slmjax.ops.attention import AttentionMask, attention
 from slmjax.ops.attention_reference import attention_reference
 from slmjax.ops.mask import ranges
@@ -86,22 +87,6 @@ class TestSimulated:
         assert "Error" not in capfd.readouterr().err
 
 
-def compile_for_hopper(function, *arrays):
-    try:
-        devices = hopper_devices()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    return compile_for(devices, function, *arrays)
-
-
-def text_of_assembler(function, *arrays, capfd, monkeypatch):
-    """Compiles for Hopper and returns what the assembler says."""
-    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
-    jax.clear_caches()
-    compile_for_hopper(function, *arrays)
-    return "".join(capfd.readouterr())
-
-
 def loss_of(implementation, softcap=None, sinks_N=None):
     def loss(q, k, v, documents_BT):
         mask = AttentionMask(q_documents_BT=documents_BT, k_documents_BS=documents_BT)
@@ -130,7 +115,7 @@ def test_compiles_for_hopper_with_its_products_in_flight(H, capfd, monkeypatch):
 @pytest.mark.parametrize("H", [16, 48, 64, 80, 96, 128, 200, 256])
 @pytest.mark.parametrize("implementation", ["hopper", "hopper_deterministic"])
 def test_compiles_for_every_head_dim(H, dtype, implementation):
-    compile_for_hopper(loss_of(implementation, softcap=30.0, sinks_N=jnp.zeros(6)), *shapes_of(H, dtype=dtype))
+    compiled_for_hopper(loss_of(implementation, softcap=30.0, sinks_N=jnp.zeros(6)), *shapes_of(H, dtype=dtype))
 
 
 def test_equal_layers_are_lowered_once_and_saved_ones_not_run_again():

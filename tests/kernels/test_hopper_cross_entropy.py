@@ -1,16 +1,15 @@
 """Cross-entropy on Hopper: simulated on the CPU, compiled to machine code without a GPU, and run on one."""
 
 import functools
-import re
 
 import hopper_simulator
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hopper_compiler import compiled_for_hopper, spilled_bytes, text_of_assembler
 
 from slmjax.kernels.hopper.cross_entropy import CANDIDATES, RowBlocks, cross_entropy, why_not
-from slmjax.kernels.targets import compile_for, hopper_devices
 from slmjax.ops.loss import cross_entropy_reference
 
 VOCABULARIES = [49152, 50304, 128256, 151936]
@@ -88,25 +87,14 @@ def test_targets_outside_the_vocabulary_are_read_nowhere():
     assert np.isnan(got[1]).tolist() == [False, True, True, True]
 
 
-def compiled(function, *arguments):
-    try:
-        devices = hopper_devices()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    return compile_for(devices, function, *arguments)
-
-
 def shapes(X, V, dtype):
     return jax.eval_shape(lambda: operands(X, V, dtype))
 
 
 def assert_compiles_without_spilling(V, logits_dtype, dtype, blocks, capfd, monkeypatch):
-    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
-    compiled(functools.partial(cross_entropy, dtype=dtype, blocks=blocks), *shapes(264, V, logits_dtype))
-    captured = capfd.readouterr()
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", captured.out + captured.err)
-    assert spills, "the assembler reported nothing"
-    assert not any(int(number) for pair in spills for number in pair)
+    kernel = functools.partial(cross_entropy, dtype=dtype, blocks=blocks)
+    text = text_of_assembler(kernel, *shapes(264, V, logits_dtype), capfd=capfd, monkeypatch=monkeypatch)
+    assert spilled_bytes(text) == 0
 
 
 @pytest.mark.parametrize("logits_dtype", [jnp.bfloat16, jnp.float32])
@@ -130,7 +118,7 @@ def test_the_gradient_takes_the_place_of_the_logits():
 
     logits_XV, targets_X, weights_X = shapes(2048, 49152, jnp.bfloat16)
     x_XD, w_DV = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((2048, 64), (64, 49152)))
-    temporaries = compiled(products, x_XD, w_DV, targets_X, weights_X).memory_analysis().temp_size_in_bytes
+    temporaries = compiled_for_hopper(products, x_XD, w_DV, targets_X, weights_X).memory_analysis().temp_size_in_bytes
     assert logits_XV.size * 2 <= temporaries < 1.5 * logits_XV.size * 2
 
 

@@ -1,12 +1,12 @@
 """Gated products on Hopper: simulated on the CPU, compiled to machine code without a GPU, and run on one."""
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hopper_compiler import spilled_bytes, text_of_assembler
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from slmjax.kernels.hopper import gated_matmul as forward
@@ -14,7 +14,6 @@ from slmjax.kernels.hopper import gated_matmul_gradient as backward
 from slmjax.kernels.hopper.gated_matmul import gated_matmul, tile_place
 from slmjax.kernels.hopper.gated_matmul_gradient import gated_matmul_gradient
 from slmjax.kernels.hopper.ring import MatmulBlocks
-from slmjax.kernels.targets import compile_for, hopper_devices
 
 KINDS = ("forward", "gradient", "gradient with hidden")
 CANDIDATES = {
@@ -146,18 +145,10 @@ class TestSimulated:
 
 def compile_to_machine_code(kind, blocks, capfd, monkeypatch, shape, *, dtype=jnp.bfloat16, with_factor=True):
     """Compiles for an H100; returns the largest number of bytes that a function spills."""
-    try:
-        devices = hopper_devices()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     arrays = jax.eval_shape(lambda: operands(kind, shape, dtype=dtype, with_factor=with_factor))
-    compile_for(devices, product(kind, blocks=blocks), *arrays)
-    captured = capfd.readouterr()
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", captured.out + captured.err)
-    assert spills, "the assembler reported nothing"
-    assert "serialized" not in captured.out + captured.err, "products wait for each other"
-    return max(int(number) for pair in spills for number in pair)
+    text = text_of_assembler(product(kind, blocks=blocks), *arrays, capfd=capfd, monkeypatch=monkeypatch)
+    assert "serialized" not in text, "products wait for each other"
+    return spilled_bytes(text)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,9 +156,17 @@ def test_compiles_without_spilling(kind, capfd, monkeypatch):
     assert compile_to_machine_code(kind, CANDIDATES[kind][0], capfd, monkeypatch, WIDTHS[0]) == 0
 
 
+# A process assembles a kernel once: what the test above compiles, the assembler would be silent about here.
+OTHERS = [
+    (kind, blocks, shape)
+    for kind, blocks in EVERY
+    for shape in WIDTHS
+    if (blocks, shape) != (CANDIDATES[kind][0], WIDTHS[0])
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "blocks"), EVERY)
-@pytest.mark.parametrize("shape", WIDTHS)
+@pytest.mark.parametrize(("kind", "blocks", "shape"), OTHERS)
 def test_every_candidate_compiles_without_spilling(kind, blocks, shape, capfd, monkeypatch):
     assert compile_to_machine_code(kind, blocks, capfd, monkeypatch, shape) == 0
 

@@ -1,12 +1,12 @@
 """Grouped products on Hopper: simulated on the CPU, compiled to machine code without a GPU, and run on one."""
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hopper_compiler import spilled_bytes, text_of_assembler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -14,7 +14,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from slmjax.kernels.hopper.grouped_matmul import grouped_matmul, row_tiles
 from slmjax.kernels.hopper.ring import ALIGNED_ROWS, CANDIDATES, MatmulBlocks
 from slmjax.kernels.hopper.transposed_grouped_matmul import transposed_grouped_matmul
-from slmjax.kernels.targets import compile_for, hopper_devices
 
 X, D, F, E = 264, 128, 192, 5
 TWO_TEAMS = MatmulBlocks(rows=64, columns=64, stages=3)
@@ -124,19 +123,11 @@ class TestSimulated:
 
 def compile_to_machine_code(kind, blocks, capfd, monkeypatch, shape=(4096, 1024, 512), num_groups=8):
     """Compiles for an H100; returns the largest number of bytes that a function spills."""
-    try:
-        devices = hopper_devices()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     a, b = jax.eval_shape(lambda: operands(kind, [0] * num_groups, shape=shape))
     sizes_E = jax.ShapeDtypeStruct((num_groups,), jnp.int32)
-    compile_for(devices, product(kind, blocks=blocks), a, b, sizes_E)
-    captured = capfd.readouterr()
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", captured.out + captured.err)
-    assert spills, "the assembler reported nothing"
-    assert "serialized" not in captured.out + captured.err, "products wait for each other"
-    return max(int(number) for pair in spills for number in pair)
+    text = text_of_assembler(product(kind, blocks=blocks), a, b, sizes_E, capfd=capfd, monkeypatch=monkeypatch)
+    assert "serialized" not in text, "products wait for each other"
+    return spilled_bytes(text)
 
 
 @pytest.mark.parametrize("kind", ["forward", "inputs", "weights"])

@@ -1,5 +1,6 @@
 """The gradient of a folded norm on Hopper: simulated on the CPU, compiled without a GPU, and run on one."""
 
+import functools
 import re
 
 import hopper_simulator
@@ -7,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hopper_compiler import spilled_bytes, text_of_assembler
 
 from slmjax.kernels.hopper.norm_gradient import CANDIDATES, NormBlocks, norm_gradient, why_not
-from slmjax.kernels.targets import compile_for, hopper_devices
 
 DTYPES = [jnp.bfloat16, jnp.float16]
 
@@ -80,18 +81,10 @@ def test_simulated(case, dtype, capfd, monkeypatch):
 
 def compile_to_machine_code(D, dtype, blocks, capfd, monkeypatch):
     """Compiles for an H100; returns the registers of a thread, and the most bytes that are spilled."""
-    try:
-        devices = hopper_devices()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     shapes = jax.eval_shape(lambda: operands(4099, D, dtype))
-    compile_for(devices, lambda *arrays: norm_gradient(*arrays, blocks=blocks), *shapes)
-    captured = capfd.readouterr()
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", captured.out + captured.err)
-    registers = re.findall(r"Used (\d+) registers", captured.out + captured.err)
-    assert spills, "the assembler reported nothing"
-    return max(map(int, registers)), max(int(number) for pair in spills for number in pair)
+    kernel = functools.partial(norm_gradient, blocks=blocks)
+    text = text_of_assembler(kernel, *shapes, capfd=capfd, monkeypatch=monkeypatch)
+    return max(map(int, re.findall(r"Used (\d+) registers", text))), spilled_bytes(text)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
