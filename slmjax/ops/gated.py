@@ -40,34 +40,30 @@ def gated_feed_forward(
 
     With `recompute`, the hidden numbers are not kept for the backward pass but computed again there.
     """
-    reason = _why_not_fused(x, w_gate_DF, activation=activation, products=products)
     if targets.on_hopper():
+        reason = _why_not_fused(x, w_gate_DF, activation=activation, products=products)
         _log_once(reason)
-    if reason is not None or not isinstance(x, PendingNorm):
-        wide = project(x, [w_gate_DF, w_up_DF], products=products)
-        return project_activated(
-            wide, w_down_FD, activation=activation, gated=True, recompute=recompute, products=products
-        )
-    w_DG = jnp.concatenate([w_gate_DF, w_up_DF], axis=1)
-    hidden: tuple[jax.Array, jax.Array] = _hidden_with_gain(x.x_D, x.gain_D, x.factor_D1, w_DG)
-    return _multiply_hidden(recompute, hidden[0], x.factor_D1, hidden[1], w_down_FD)
+        if reason is None and isinstance(x, PendingNorm):
+            w_DG = jnp.concatenate([w_gate_DF, w_up_DF], axis=1)
+            hidden: tuple[jax.Array, jax.Array] = _hidden_with_gain(x.x_D, x.gain_D, x.factor_D1, w_DG)
+            return _multiply_hidden(recompute, hidden[0], x.factor_D1, hidden[1], w_down_FD)
+    wide = project(x, [w_gate_DF, w_up_DF], products=products)
+    return project_activated(wide, w_down_FD, activation=activation, gated=True, recompute=recompute, products=products)
 
 
 def _why_not_fused(
     x: jax.Array | PendingNorm, w_DF: jax.Array, *, activation: Activation, products: Products
 ) -> str | None:
-    if not targets.on_hopper():
-        return "the GPU is not a Hopper"
     if activation != "silu":
-        return f"it is built for silu, not {activation}"
+        return f"is built for silu, not {activation}"
     if products != "compute_dtype":
-        return f"it has no {products} products"
+        return f"has no {products} products"
     if not isinstance(x, PendingNorm):
-        return "it is built for an RMS norm before it"
+        return "is built for an RMS norm before it"
     if few_tokens(x.x_D):
-        return "there are few tokens"
+        return "gains nothing for few tokens"
     if x.x_D.shape[-1] > _WIDEST:
-        return f"models wider than {_WIDEST} gain nothing"
+        return f"gains nothing for models wider than {_WIDEST}"
     from slmjax.kernels.hopper.ring import why_not  # Pallas is slow to import, and of use here only
 
     B, T, D = x.x_D.shape
@@ -76,7 +72,7 @@ def _why_not_fused(
 
 @functools.cache
 def _log_once(reason: str | None) -> None:
-    _logger.info("gated feed-forward: %s", "fused" if reason is None else f"not fused, because {reason}")
+    _logger.info("gated feed-forward: %s", "fused" if reason is None else f"not fused: the kernel {reason}")
 
 
 @jax.custom_vjp
